@@ -1,4 +1,4 @@
-"""What every test shares: fixed seeds, and one thread so that results and times do not depend on the cores."""
+"""What every test shares: fixed seeds, and one thread, so that nothing depends on the machine's cores."""
 
 import random
 

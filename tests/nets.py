@@ -37,7 +37,7 @@ def tiny_conv(seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Module:
 
 
 def tiny_bn(seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """BatchNorm2d and BatchNorm1d, with running statistics and affine parameters that are not the defaults."""
+    """BatchNorm2d and BatchNorm1d whose running statistics and affine parameters are not the defaults."""
     with _seeded(seed):
         net = nn.Sequential(
             nn.Conv2d(1, 4, 3, stride=2, padding=1),
