@@ -86,9 +86,9 @@ class L2Ball(_Ball):
         """Each `x_adv` brought into the threat set of `x` (needs `x` in [0, 1]); what is inside stays put.
 
         Radially into the ball, then cut to [0, 1]. The cut cannot leave the ball again: `x` is in [0, 1], so
-        moving a pixel that lies outside to the nearer end brings it closer to `x`'s pixel. (The result lies in
-        both, though it is not always their point nearest to `x_adv`.) The radius is shortened by the most that
-        rounding to the input's dtype can add, so the result is inside without any tolerance.
+        moving a pixel that lies outside to the nearer end brings it closer to `x`'s pixel. (The result lies
+        in both, though it is not always their point nearest to `x_adv`.) The radius is shortened by the most
+        that rounding to the input's dtype can add, so the result is inside without any tolerance.
         """
         start = x.double()
         step = x_adv.double() - start
@@ -105,14 +105,14 @@ _BALLS: dict[str, type[LinfBall] | type[L2Ball]] = {"linf": LinfBall, "l2": L2Ba
 
 
 def threat(norm: str, eps: float | Tensor) -> Threat:
-    """The threat set of that norm ("linf" or "l2") and radius; InputError for another norm or a bad radius."""
+    """The threat set of that norm ("linf" or "l2") and radius; InputError for other norms or bad radii."""
     if norm not in _BALLS:
         raise InputError(f"The norm of a threat set must be one of {', '.join(_BALLS)}, not {norm!r}.")
     return _BALLS[norm](eps)
 
 
 def check_inputs(x: Tensor, y: Tensor, classes: int) -> None:
-    """Raise InputError unless `x` is (batch, ...) floats in [0, 1] and `y` (batch,) integers in [0, classes)."""
+    """Raise InputError unless `x` is (batch, ...) floats in [0, 1] and `y` (batch,) integers below `classes`."""
     if not x.is_floating_point() or x.dim() < 2:
         raise InputError(
             f"Inputs must be a floating-point tensor of shape (batch, ...), not {x.dtype} of shape "
