@@ -112,7 +112,7 @@ def threat(norm: str, eps: float | Tensor) -> Threat:
 
 
 def check_inputs(x: Tensor, y: Tensor, classes: int) -> None:
-    """Raise InputError unless `x` is (batch, ...) floats in [0, 1] and `y` (batch,) integers below `classes`."""
+    """Raise InputError unless `x` is (batch, ...) floats in [0, 1] and `y` (batch,) class numbers."""
     if not x.is_floating_point() or x.dim() < 2:
         raise InputError(
             f"Inputs must be a floating-point tensor of shape (batch, ...), not {x.dtype} of shape "
