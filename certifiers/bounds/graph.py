@@ -1,0 +1,297 @@
+"""From an ``nn.Module`` to a short list of operations with known bounds.
+
+:func:`trace` records the structure once (torch.fx); :meth:`Graph.bind` then looks up the weights as they are now,
+parametrisations such as masks included, each exactly once, and gives a :class:`Network` of concrete operations.
+What is not known is an error that names the node; nothing is ever skipped.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..errors import InputError, UnsupportedLayer
+from . import layers
+from .operations import NONLINEAR
+
+_BATCHES = (2, 3)  # two batch sizes, so that a constant which is secretly the batch size is found out
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation to be: ``build(value of its input)`` makes it from the weights of the moment."""
+
+    name: str
+    inputs: tuple[int, ...]  # places in the list of nodes; 0 is the network's input
+    shape: tuple[int, ...]  # of one sample's output
+    build: Callable[[Tensor | None], Any] | None  # None: the network's input
+
+
+@dataclass(frozen=True)
+class Network:
+    """A graph with the weights of one moment: concrete operations, ready for bound propagation.
+
+    ``values[i]`` is the clean output of node i where ``bind`` was given inputs, else the list is empty.
+    """
+
+    nodes: tuple[Node, ...]
+    operations: tuple[Any, ...]
+    values: list[Tensor] = field(default_factory=list)
+
+    @property
+    def logits(self) -> Tensor:
+        """The clean outputs, ``(batch, classes)``; only after ``bind(x)``."""
+        return self.values[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = [x]
+        for node, operation in zip(self.nodes[1:], self.operations[1:], strict=True):
+            values.append(operation.forward(*(values[i] for i in node.inputs)))
+        return values[-1]
+
+
+class Graph:
+    """The structure of a model; holds its layers but none of their values."""
+
+    def __init__(self, nodes: list[Node], classes: int, owners: list[tuple[nn.Module, str, nn.Module]]):
+        self.nodes = tuple(nodes)
+        self.classes = classes
+        self._owners = owners
+
+    def is_current(self) -> bool:
+        """False once a layer of the model has been replaced by another object."""
+        return all(getattr(parent, name, None) is child for parent, name, child in self._owners)
+
+    def bind(self, x: Tensor | None = None) -> Network:
+        """Look up all effective weights once; with ``x`` also run the network on it.
+
+        BatchNorm in training mode takes its statistics from ``x`` (and updates the running ones, as a forward
+        pass does), so it needs ``x``; in evaluation mode it uses the running ones.
+
+        Args:
+            x: clean inputs ``(batch, *shape)``, or None.
+
+        Raises:
+            InputError: BatchNorm in training mode without ``x``; dropout that is switched on.
+        """
+        operations: list[Any] = [None]
+        values: list[Tensor] = [] if x is None else [x]
+        for node in self.nodes[1:]:
+            clean = values[node.inputs[0]] if values else None
+            operations.append(node.build(clean))
+            if values:
+                values.append(operations[-1].forward(*(values[i] for i in node.inputs)))
+        return Network(self.nodes, tuple(operations), values)
+
+
+_graphs: weakref.WeakKeyDictionary[nn.Module, dict] = weakref.WeakKeyDictionary()
+
+
+def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
+    """The graph of ``model`` for inputs of ``input_shape`` (without the batch dimension), cached by model.
+
+    The traced network is run beside the model on random inputs and must agree.
+
+    Raises:
+        UnsupportedLayer: an operation without known bounds; the message names the node and what is supported.
+        InputError: the model cannot take such inputs, or does not return ``(batch, classes)``.
+    """
+    key = (tuple(input_shape), model.training)
+    cached = _graphs.setdefault(model, {})
+    if key not in cached or not cached[key].is_current():
+        cached[key] = _trace(model, tuple(input_shape))
+    return cached[key]
+
+
+class _Tracer(fx.Tracer):
+    record_stack_traces = True
+
+    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
+        return layers.is_known(module) or super().is_leaf_module(module, qualified_name)
+
+
+class _Recorder(fx.Interpreter):
+    """Runs the traced graph and remembers every node's value; never touches BatchNorm's running statistics."""
+
+    def __init__(self, module: fx.GraphModule):
+        super().__init__(module, garbage_collect_values=False)
+
+    def run_node(self, node: fx.Node) -> Any:
+        if layers.is_batch_norm(node, self.module):
+            return self.env[node.args[0]].clone()
+        return super().run_node(node)
+
+
+def _trace(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
+    try:
+        tracer = _Tracer()
+        fx_graph = tracer.trace(model)
+    except Exception as error:  # fx raises many kinds for control flow it cannot follow
+        raise UnsupportedLayer(
+            f"Bounds need a model whose forward torch.fx can trace, without branches on the data; "
+            f"{type(model).__name__} is not: {error}. Rewrite that branch with plain tensor operations."
+        ) from error
+    module = fx.GraphModule(tracer.root, fx_graph)
+    placeholders = [n for n in fx_graph.nodes if n.op == "placeholder"]
+    if len(placeholders) != 1:
+        raise UnsupportedLayer(f"Bounds are for models of one input; {type(model).__name__} takes {len(placeholders)}.")
+    runs = [_record(model, module, input_shape, batch) for batch in _BATCHES]
+    graph = _Builder(model, module, runs).graph(input_shape)
+    _check_against_model(graph, model, input_shape)
+    return graph
+
+
+def _record(model: nn.Module, module: fx.GraphModule, shape: tuple[int, ...], batch: int) -> dict[fx.Node, Any]:
+    recorder = _Recorder(module)
+    try:
+        with torch.no_grad():
+            recorder.run(_random_inputs(model, shape, batch), enable_io_processing=False)
+    except Exception as error:
+        raise InputError(
+            f"The model should take inputs of shape (batch, {', '.join(map(str, shape))}), but running it on random "
+            f"ones failed: {error}. Check the model against the shape of the data."
+        ) from error
+    return recorder.env
+
+
+def _random_inputs(model: nn.Module, shape: tuple[int, ...], batch: int) -> Tensor:
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    return torch.rand((batch, *shape), generator=torch.Generator().manual_seed(0), dtype=like.dtype).to(like.device)
+
+
+@torch.no_grad()
+def _check_against_model(graph: Graph, model: nn.Module, shape: tuple[int, ...]) -> None:
+    """Run both in evaluation mode; a graph that computes something else must never bound anything."""
+    training = {m: m.training for m in model.modules()}
+    x = _random_inputs(model, shape, _BATCHES[0])
+    try:
+        model.eval()
+        expected, got = model(x.clone()), graph.bind(x).logits
+    finally:
+        for module, flag in training.items():
+            module.training = flag
+    scale = expected.abs().max().clamp(min=1)
+    if not torch.allclose(got / scale, expected / scale, rtol=1e-3, atol=1e-4, equal_nan=True):
+        raise UnsupportedLayer(
+            f"The traced network of {type(model).__name__} computes other values than the model itself (in-place "
+            f"changes or Python state in its forward?). Rewrite the forward without them."
+        )
+
+
+class _Builder:
+    """Turns recorded fx nodes into a Graph. ``layers`` asks it about a node's inputs, shapes and constants."""
+
+    def __init__(self, model: nn.Module, module: fx.GraphModule, runs: list[dict[fx.Node, Any]]):
+        self.model, self.module, self.runs = model, module, runs
+        self.places: dict[fx.Node, int] = {}
+        self.computed: set[fx.Node] = set()  # nodes whose value depends on the network's input
+        self.owners: list[tuple[nn.Module, str, nn.Module]] = []
+
+    def graph(self, input_shape: tuple[int, ...]) -> Graph:
+        nodes: list[Node] = []
+        for node in self.module.graph.nodes:
+            if node.op == "placeholder":
+                self.computed.add(node)
+                self.places[node] = 0
+                nodes.append(Node(node.name, (), input_shape, None))
+            elif node.op == "output":
+                return self._finish(nodes, node.args[0])
+            elif any(parent in self.computed for parent in node.all_input_nodes):
+                self.computed.add(node)
+                if self._is_tensor(node):
+                    self._add(nodes, node)
+        raise UnsupportedLayer("The traced model returns nothing.")
+
+    def _finish(self, nodes: list[Node], result: Any) -> Graph:
+        shape = tuple(self.runs[0][result].shape) if isinstance(result, fx.Node) and self._is_tensor(result) else None
+        if shape is None or len(shape) != 2 or result not in self.places:
+            raise InputError(f"The model should return logits of shape (batch, classes), but returns {shape or result}.")
+        place = self.places[result]
+        return Graph(nodes[: place + 1], shape[1], self.owners)
+
+    def _add(self, nodes: list[Node], node: fx.Node) -> None:
+        shape = tuple(self.runs[0][node].shape)
+        if not shape or shape[0] != _BATCHES[0] or self.runs[1][node].shape[0] != _BATCHES[1]:
+            raise self.unsupported(node, "its result does not keep the batch as first dimension")
+        inputs, build = layers.convert(self, node)
+        if build is None:  # an identity
+            self.places[node] = self.places[inputs[0]]
+            return
+        self._check_not_overwritten(node)
+        self.places[node] = len(nodes)
+        nodes.append(Node(node.name, tuple(self.places[i] for i in inputs), shape[1:], build))
+
+    def _check_not_overwritten(self, node: fx.Node) -> None:
+        """An in-place layer changes its input under whoever reads it later; the graph would not see that."""
+        if not layers.is_in_place(node, self.module):
+            return
+        changed = node.all_input_nodes[0]
+        order = {n: i for i, n in enumerate(self.module.graph.nodes)}
+        if any(order[user] > order[node] for user in changed.users):
+            raise self.unsupported(node, f"it overwrites '{changed.name}' in place, which is read again later")
+
+    # What layers.convert asks.
+
+    def is_computed(self, value: Any) -> bool:
+        return isinstance(value, fx.Node) and value in self.places
+
+    def shape(self, node: fx.Node) -> tuple[int, ...]:
+        return tuple(self.runs[0][node].shape[1:])
+
+    def layer(self, node: fx.Node) -> nn.Module:
+        """The module of a ``call_module`` node, remembered so that a later replacement is noticed."""
+        *path, name = node.target.split(".")
+        parent = self.model.get_submodule(".".join(path))
+        self.owners.append((parent, name, getattr(parent, name)))
+        return getattr(parent, name)
+
+    def constant(self, node: fx.Node, value: Any) -> Callable[[], Any]:
+        """A function that gives the present value of an argument that does not depend on the input."""
+        if not isinstance(value, fx.Node):
+            return lambda: value
+        if value in self.computed:  # a number derived from a shape
+            first, second = (run[value] for run in self.runs)
+            if isinstance(first, Tensor) or first != second:
+                raise self.unsupported(node, f"'{value.name}' depends on the input or the batch size")
+            return lambda: first
+        if value.op == "get_attr":
+            *path, name = value.target.split(".")
+            owner = self.model.get_submodule(".".join(path))
+            return lambda: getattr(owner, name)
+        if value.op == "call_module":
+            module, arguments = self.layer(value), [self.constant(node, a) for a in value.args]
+            return lambda: module(*(a() for a in arguments))
+        arguments = [self.constant(node, a) for a in value.args]
+        keywords = {k: self.constant(node, a) for k, a in value.kwargs.items()}
+
+        def call() -> Any:
+            args = [a() for a in arguments]
+            kwargs = {k: a() for k, a in keywords.items()}
+            if value.op == "call_method":
+                return getattr(args[0], value.target)(*args[1:], **kwargs)
+            return value.target(*args, **kwargs)
+
+        return call
+
+    def unsupported(self, node: fx.Node, why: str = "its bounds are not known") -> UnsupportedLayer:
+        kind = type(self.module.get_submodule(node.target)).__name__ if node.op == "call_module" else node.target
+        kind = kind if isinstance(kind, str) else getattr(kind, "__name__", repr(kind))
+        lines = [line.strip() for line in (node.stack_trace or "").strip().splitlines()]
+        source = f" ({'; '.join(lines[-2:])})" if lines else ""
+        return UnsupportedLayer(
+            f"Cannot bound node '{node.name}' ({kind}){source}: {why}. Supported are: {layers.SUPPORTED}. "
+            f"Replace the layer, or bound the network with auto_LiRPA (certifiers.lirpa)."
+        )
+
+    def _is_tensor(self, node: fx.Node) -> bool:
+        return isinstance(self.runs[0][node], Tensor)
+
+
+def nonlinear_places(network: Network) -> list[int]:
+    """Where the operations are whose relaxation needs the box of their input."""
+    return [i for i, operation in enumerate(network.operations) if isinstance(operation, NONLINEAR)]

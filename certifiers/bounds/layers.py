@@ -1,0 +1,377 @@
+"""The table of supported layers: how each spelling (module, function, method) becomes an operation.
+
+A converter gets the builder, the fx node and the call's arguments, and returns the computed inputs and a function
+``build(clean input value or None) -> operation``, or None for an identity. To add a layer: one converter, one line
+in the table of its spelling, one row in the tests.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from ..errors import InputError
+from .operations import Add, AveragePool2d, Conv2d, Linear, MaxPool2d, ReLU, Reshape, Scale
+
+SUPPORTED = (
+    "Linear, Conv2d, BatchNorm1d/2d, ReLU, LeakyReLU, AvgPool2d, AdaptiveAvgPool2d, MaxPool2d, Flatten and reshapes "
+    "that keep the batch, sums and differences, constant scale and shift, Dropout and Identity"
+)
+
+Converted = tuple[list[fx.Node], Callable[[Tensor | None], Any] | None]
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+# Affine layers ------------------------------------------------------------------------------------------------
+
+
+def _linear(b, node, x, weight, bias=None) -> Converted:
+    if len(b.shape(x)) != 1:
+        raise b.unsupported(node, f"a linear layer needs flat inputs (batch, features), not {b.shape(x)} per sample")
+    weight, bias = b.constant(node, weight), b.constant(node, bias)
+    return [x], lambda _: Linear(weight(), bias())
+
+
+def _linear_module(b, node, module, x) -> Converted:
+    if len(b.shape(x)) != 1:
+        raise b.unsupported(node, f"a linear layer needs flat inputs (batch, features), not {b.shape(x)} per sample")
+    return [x], lambda _: Linear(module.weight, module.bias)
+
+
+def _conv(b, node, x, weight, bias, stride, padding, dilation, groups) -> Converted:
+    stride, dilation = _pair(stride), _pair(dilation)
+    shape = b.shape(x)
+    if len(shape) != 3:
+        raise b.unsupported(node, f"a 2-d convolution needs (batch, channels, height, width), not {shape} per sample")
+    if padding == "valid":
+        padding = 0
+    if padding == "same":
+        spread = [d * (k - 1) for d, k in zip(dilation, weight().shape[-2:], strict=True)]
+        if any(s % 2 for s in spread):
+            raise b.unsupported(node, "padding='same' with an even kernel pads unevenly; give the padding in numbers")
+        padding = tuple(s // 2 for s in spread)
+    padding = _pair(padding)
+    return [x], lambda _: Conv2d(weight(), bias(), stride, padding, dilation, groups, shape[-2:])
+
+
+def _conv_function(b, node, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Converted:
+    return _conv(b, node, x, b.constant(node, weight), b.constant(node, bias), stride, padding, dilation, groups)
+
+
+def _conv_module(b, node, m, x) -> Converted:
+    if m.padding_mode != "zeros":
+        raise b.unsupported(node, f"padding_mode '{m.padding_mode}' is not known, only 'zeros'")
+    return _conv(b, node, x, lambda: m.weight, lambda: m.bias, m.stride, m.padding, m.dilation, m.groups)
+
+
+def _normalise(x: Tensor | None, mean, var, weight, bias, eps: float, dims: int) -> Scale:
+    """BatchNorm as one scale and shift, shaped to broadcast against one sample."""
+    scale = torch.rsqrt(var + eps)
+    if weight is not None:
+        scale = scale * weight
+    shift = -mean * scale if bias is None else bias - mean * scale
+    shape = (-1,) + (1,) * (dims - 1)
+    return Scale(scale.reshape(shape), shift.reshape(shape))
+
+
+def _batch_norm_module(b, node, m, x) -> Converted:
+    dims = len(b.shape(x))
+
+    def build(value: Tensor | None) -> Scale:
+        if not (m.training or m.running_mean is None):
+            return _normalise(value, m.running_mean, m.running_var, m.weight, m.bias, m.eps, dims)
+        if value is None:
+            raise InputError(
+                f"BatchNorm '{node.target}' is in training mode and needs the clean batch for its statistics: "
+                f"call model.eval() before bounding, or bind the graph to the clean inputs."
+            )
+        axes = [0, *range(2, value.dim())]
+        mean, var = value.mean(axes), value.var(axes, unbiased=False)
+        _update_running(m, mean.detach(), var.detach(), value.numel() // value.shape[1])
+        return _normalise(value, mean, var, m.weight, m.bias, m.eps, dims)
+
+    return [x], build
+
+
+@torch.no_grad()
+def _update_running(m: nn.Module, mean: Tensor, var: Tensor, count: int) -> None:
+    """What nn.BatchNorm's forward does to its running statistics (unbiased variance)."""
+    if m.running_mean is None or not m.training:
+        return
+    m.num_batches_tracked.add_(1)
+    rate = 1.0 / m.num_batches_tracked if m.momentum is None else m.momentum
+    m.running_mean.lerp_(mean.to(m.running_mean), rate)
+    m.running_var.lerp_((var * (count / max(count - 1, 1))).to(m.running_var), rate)
+
+
+def _batch_norm(b, node, x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1,
+                eps=1e-5) -> Converted:  # fmt: skip
+    if training is not False or running_mean is None:
+        raise b.unsupported(node, "F.batch_norm in training mode: use nn.BatchNorm1d/2d or call model.eval()")
+    mean, var, weight, bias = (b.constant(node, a) for a in (running_mean, running_var, weight, bias))
+    dims = len(b.shape(x))
+    return [x], lambda _: _normalise(None, mean(), var(), weight(), bias(), eps, dims)
+
+
+def _pool_matrix(pool: Callable[[Tensor], Tensor], size: int, like: Tensor | None) -> Tensor:
+    """The matrix (out, in) of a 1-d average pooling."""
+    dtype, device = (torch.get_default_dtype(), None) if like is None else (like.dtype, like.device)
+    return pool(torch.eye(size, dtype=torch.float64).unsqueeze(0))[0].T.to(device=device, dtype=dtype).contiguous()
+
+
+def _average(b, node, x, pools: list[Callable[[Tensor], Tensor]]) -> Converted:
+    height, width = b.shape(x)[-2:]
+    like = b.runs[0][node]
+    rows, columns = _pool_matrix(pools[0], height, like), _pool_matrix(pools[1], width, like)
+    return [x], lambda _: AveragePool2d(rows, columns)
+
+
+def _avg_pool(b, node, x, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True,
+              divisor_override=None) -> Converted:  # fmt: skip
+    if divisor_override is not None:
+        raise b.unsupported(node, "divisor_override is not known")
+    kernel = _pair(kernel_size)
+    stride, padding = kernel if stride in (None, []) else _pair(stride), _pair(padding)
+    return _average(b, node, x, [
+        lambda v, i=i: F.avg_pool1d(v, kernel[i], stride[i], padding[i], ceil_mode, count_include_pad) for i in (0, 1)
+    ])  # fmt: skip
+
+
+def _adaptive_avg_pool(b, node, x, output_size) -> Converted:
+    sizes = [s or n for s, n in zip(_pair(output_size), b.shape(x)[-2:], strict=True)]
+    return _average(b, node, x, [lambda v, s=s: F.adaptive_avg_pool1d(v, s) for s in sizes])
+
+
+# Nonlinear layers ---------------------------------------------------------------------------------------------
+
+
+def _relu(b, node, x, inplace=False) -> Converted:
+    return [x], lambda _: ReLU()
+
+
+def _leaky_relu(b, node, x, negative_slope=0.01, inplace=False) -> Converted:
+    slope = float(negative_slope)
+    if not 0 <= slope <= 1:
+        raise b.unsupported(node, f"a negative slope of {slope} makes LeakyReLU non-convex; it must lie in [0, 1]")
+    return [x], lambda _: ReLU(slope)
+
+
+def _max_pool(b, node, x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False,
+              return_indices=False) -> Converted:  # fmt: skip
+    if return_indices:
+        raise b.unsupported(node, "return_indices is not known")
+    kernel = _pair(kernel_size)
+    stride = kernel if stride in (None, []) else _pair(stride)
+    pool = MaxPool2d(kernel, stride, _pair(padding), _pair(dilation), ceil_mode)
+    return [x], lambda _: pool
+
+
+# Shapes and arithmetic ----------------------------------------------------------------------------------------
+
+
+def _reshape(b, node, x, *_, **__) -> Converted:
+    reshape = Reshape(b.shape(x), b.shape(node))
+    return [x], (None if reshape.before == reshape.after else lambda _: reshape)
+
+
+def _identity(b, node, x, *_, **__) -> Converted:
+    return [x], None
+
+
+def _dropout(b, node, x, p=0.5, training=False, inplace=False) -> Converted:
+    if training and p:
+        raise b.unsupported(node, "dropout is switched on; bounds are for the network that is used: p=0 or eval()")
+    return [x], None
+
+
+def _dropout_module(b, node, m, x) -> Converted:
+    return _dropout(b, node, x, m.p, m.training)
+
+
+def _scale(b, node, x, scale: Callable[[], Any], shift: Callable[[], Any]) -> Converted:
+    shape = b.shape(x)
+    if b.shape(node) != shape:
+        raise b.unsupported(node, f"broadcasting changes the shape from {shape} to {b.shape(node)}")
+
+    def per_sample(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.dim() == len(shape) + 1:
+            return value.squeeze(0)
+        return value
+
+    for value in (scale(), shift()):
+        if isinstance(value, Tensor) and (value.dim() > len(shape) + 1 or value.dim() > len(shape) and len(value) > 1):
+            raise b.unsupported(node, "the constant differs between the samples of a batch")
+    return [x], lambda _: Scale(per_sample(scale()), per_sample(shift()))
+
+
+def _sum(sign: float):
+    def convert(b, node, a, other, *, alpha=1, **_) -> Converted:
+        if alpha != 1:
+            raise b.unsupported(node, "alpha is not known")
+        if b.is_computed(a) and b.is_computed(other):
+            if b.shape(a) != b.shape(other):
+                raise b.unsupported(node, f"the two sides differ in shape: {b.shape(a)} and {b.shape(other)}")
+            return [a, other], lambda _: Add(sign)
+        if b.is_computed(a):
+            value = b.constant(node, other)
+            return _scale(b, node, a, lambda: 1.0, lambda: sign * value())
+        value = b.constant(node, a)
+        return _scale(b, node, other, lambda: sign, value)
+
+    return convert
+
+
+def _multiply(b, node, a, other) -> Converted:
+    if b.is_computed(a) and b.is_computed(other):
+        raise b.unsupported(node, "a product of two computed values is not linear")
+    x, value = (a, other) if b.is_computed(a) else (other, a)
+    return _scale(b, node, x, b.constant(node, value), lambda: 0.0)
+
+
+def _divide(b, node, a, other, *, rounding_mode=None) -> Converted:
+    if rounding_mode is not None or b.is_computed(other):
+        raise b.unsupported(node, "only division by a constant is linear")
+    value = b.constant(node, other)
+    return _scale(b, node, a, lambda: 1 / value(), lambda: 0.0)
+
+
+def _negate(b, node, x) -> Converted:
+    return _scale(b, node, x, lambda: -1.0, lambda: 0.0)
+
+
+MODULES: dict[type[nn.Module], Callable[..., Converted]] = {
+    nn.Linear: _linear_module,
+    nn.Conv2d: _conv_module,
+    nn.BatchNorm1d: _batch_norm_module,
+    nn.BatchNorm2d: _batch_norm_module,
+    nn.ReLU: lambda b, node, m, x: _relu(b, node, x),
+    nn.LeakyReLU: lambda b, node, m, x: _leaky_relu(b, node, x, m.negative_slope),
+    nn.AvgPool2d: lambda b, node, m, x: _avg_pool(
+        b, node, x, m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, m.divisor_override
+    ),
+    nn.AdaptiveAvgPool2d: lambda b, node, m, x: _adaptive_avg_pool(b, node, x, m.output_size),
+    nn.MaxPool2d: lambda b, node, m, x: _max_pool(
+        b, node, x, m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode, m.return_indices
+    ),
+    nn.Flatten: lambda b, node, m, x: _reshape(b, node, x),
+    nn.Unflatten: lambda b, node, m, x: _reshape(b, node, x),
+    nn.Dropout: _dropout_module,
+    nn.Dropout2d: _dropout_module,
+    nn.Identity: lambda b, node, m, x: _identity(b, node, x),
+}
+
+FUNCTIONS: dict[Any, Callable[..., Converted]] = {
+    F.linear: _linear,
+    F.conv2d: _conv_function,
+    torch.conv2d: _conv_function,
+    F.batch_norm: _batch_norm,
+    F.relu: _relu,
+    F.relu_: _relu,
+    torch.relu: _relu,
+    torch.relu_: _relu,
+    F.leaky_relu: _leaky_relu,
+    F.leaky_relu_: _leaky_relu,
+    F.avg_pool2d: _avg_pool,
+    F.adaptive_avg_pool2d: _adaptive_avg_pool,
+    F.max_pool2d: _max_pool,
+    torch.max_pool2d: _max_pool,
+    torch.flatten: _reshape,
+    torch.reshape: _reshape,
+    torch.squeeze: _reshape,
+    torch.unsqueeze: _reshape,
+    F.dropout: _dropout,
+    operator.add: _sum(1.0),
+    operator.iadd: _sum(1.0),
+    torch.add: _sum(1.0),
+    operator.sub: _sum(-1.0),
+    operator.isub: _sum(-1.0),
+    torch.sub: _sum(-1.0),
+    operator.mul: _multiply,
+    operator.imul: _multiply,
+    torch.mul: _multiply,
+    operator.truediv: _divide,
+    operator.itruediv: _divide,
+    torch.div: _divide,
+    operator.neg: _negate,
+    torch.neg: _negate,
+}
+
+METHODS: dict[str, Callable[..., Converted]] = {
+    "relu": _relu,
+    "relu_": _relu,
+    "flatten": _reshape,
+    "view": _reshape,
+    "reshape": _reshape,
+    "unflatten": _reshape,
+    "squeeze": _reshape,
+    "unsqueeze": _reshape,
+    "contiguous": _identity,
+    "clone": _identity,
+    "add": _sum(1.0),
+    "add_": _sum(1.0),
+    "sub": _sum(-1.0),
+    "sub_": _sum(-1.0),
+    "mul": _multiply,
+    "mul_": _multiply,
+    "div": _divide,
+    "div_": _divide,
+    "neg": _negate,
+}
+
+_IN_PLACE_FUNCTIONS = {operator.iadd, operator.isub, operator.imul, operator.itruediv,
+                       F.relu_, torch.relu_, F.leaky_relu_}  # fmt: skip
+
+
+def is_known(module: nn.Module) -> bool:
+    """Layers are matched by class; a subclass counts only if it leaves ``forward`` alone (parametrisations do)."""
+    return _module_converter(module) is not None
+
+
+def _module_converter(module: nn.Module) -> Callable[..., Converted] | None:
+    for kind, converter in MODULES.items():
+        if isinstance(module, kind) and type(module).forward is kind.forward:
+            return converter
+    return None
+
+
+def is_batch_norm(node: fx.Node, module: fx.GraphModule) -> bool:
+    if node.op == "call_module":
+        return isinstance(module.get_submodule(node.target), (nn.BatchNorm1d, nn.BatchNorm2d))
+    return node.target is F.batch_norm
+
+
+def is_in_place(node: fx.Node, module: fx.GraphModule) -> bool:
+    if node.op == "call_module":
+        return getattr(module.get_submodule(node.target), "inplace", False)
+    if node.op == "call_method":
+        return node.target.endswith("_")
+    return node.target in _IN_PLACE_FUNCTIONS or node.kwargs.get("inplace", False) is True
+
+
+def convert(builder, node: fx.Node) -> Converted:
+    """The computed inputs of ``node`` and how to build its operation; unknown nodes raise UnsupportedLayer."""
+    if node.op == "call_module":
+        module = builder.layer(node)
+        converter, leading = _module_converter(module), (module,)
+        if getattr(module, "_forward_hooks", None) or getattr(module, "_forward_pre_hooks", None):
+            raise builder.unsupported(node, "a forward hook may change its values")
+    else:
+        table = METHODS if node.op == "call_method" else FUNCTIONS
+        converter, leading = table.get(node.target), ()
+    if converter is None:
+        raise builder.unsupported(node)
+    try:
+        inputs, build = converter(builder, node, *leading, *node.args, **node.kwargs)
+    except TypeError as error:
+        raise builder.unsupported(node, f"it is called in a way that is not known ({error})") from error
+    if not all(builder.is_computed(i) for i in inputs):
+        raise builder.unsupported(node, "its input is a constant")
+    return inputs, build

@@ -1,0 +1,132 @@
+"""Backward linear bounds (CROWN; Zhang et al. 2018, arXiv 1811.00866) over a traced network.
+
+A linear lower bound of some node is carried back to the input, layer by layer: exactly through affine layers,
+by CROWN's two lines through ReLUs whose input boxes are known. Rows have the shape ``(samples, rows, *shape)``.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+from torch import Tensor
+
+from .graph import Network, nonlinear_places
+from .interval import Intervals
+from .operations import NONLINEAR, Interval, ReLU
+from .region import Region
+
+#: Tensors of a row's largest size alive at once while it is carried back; measured on convolutional nets.
+_LIVE_COPIES = 8
+
+
+def lower_bounds(
+    network: Network,
+    place: int,
+    rows: Tensor,
+    intervals: Intervals,
+    region: Region,
+    samples: Tensor | None = None,
+) -> Tensor:
+    """Lower bounds of ``rows . value of node place`` over the region.
+
+    Args:
+        place: which node the rows are about.
+        rows: coefficients, ``(batch, rows, *shape)``; with ``samples``, ``(len(samples), rows, *shape)``.
+        intervals: boxes of all nodes, for the whole batch.
+        samples: which sample of the batch each first index of ``rows`` belongs to; None: in order.
+
+    Returns:
+        ``(batch or len(samples), rows)``.
+    """
+    pending: dict[int, Tensor] = {place: rows}
+    constant: Tensor | float = 0.0
+    for i in range(place, 0, -1):
+        if i not in pending:
+            continue
+        operation, inputs = network.operations[i], network.nodes[i].inputs
+        box = _of(intervals.boxes[inputs[0]], samples) if isinstance(operation, NONLINEAR) else None
+        parts, added = operation.backward(pending.pop(i), box)
+        constant = constant + added
+        for j, part in zip(inputs, parts, strict=True):
+            pending[j] = pending[j] + part if j in pending else part
+    if 0 not in pending:  # nothing depends on the input
+        return constant
+    return (region if samples is None else region.select(samples)).minimum(pending[0]) + constant
+
+
+def elided_bounds(network: Network, rows: Tensor, intervals: Intervals) -> Interval:
+    """Boxes of ``rows . output`` from interval bounds, the affine layers at the end merged into the rows.
+
+    Merging is what makes the interval bound of a margin tight: the difference of two logits is one linear
+    function of the last activations, not two.
+    """
+    place = len(network.nodes) - 1
+    pending: dict[int, Tensor] = {place: rows}
+    centre: Tensor | float = 0.0
+    radius: Tensor | float = 0.0
+    for i in range(place, -1, -1):
+        if i not in pending:
+            continue
+        row = pending.pop(i)
+        if i == 0 or isinstance(network.operations[i], NONLINEAR):
+            box = intervals.boxes[i]
+            flat = row.flatten(2)
+            centre = centre + (flat @ box.centre.flatten(1).unsqueeze(2)).squeeze(2)
+            radius = radius + (flat.abs() @ box.radius.flatten(1).unsqueeze(2)).squeeze(2)
+            continue
+        parts, added = network.operations[i].backward(row)
+        centre = centre + added
+        for j, part in zip(network.nodes[i].inputs, parts, strict=True):
+            pending[j] = pending[j] + part if j in pending else part
+    return Interval(centre, radius)
+
+
+def crown_intervals(network: Network, intervals: Intervals, region: Region, memory_mb: float) -> Intervals:
+    """Replace the boxes in front of every nonlinear layer by backward bounds, in order.
+
+    Only units that interval bounds leave unstable are bounded again (a stable unit's relaxation is exact
+    whatever its box), only where interval arithmetic is not exact already, and as many rows at a time as
+    ``memory_mb`` megabytes allow.
+    """
+    by_interval = intervals.boxes
+    for place in nonlinear_places(network):
+        before = network.nodes[place].inputs[0]
+        if intervals.exact[before] or before == 0:
+            continue
+        box = by_interval[before]
+        lower, upper = box.lower, box.upper
+        # MaxPool has no stable units: its windows compare every box.
+        relu = isinstance(network.operations[place], ReLU)
+        unstable = (lower < 0) & (upper > 0) if relu else torch.ones_like(lower, dtype=torch.bool)
+        samples, units = unstable.flatten(1).nonzero(as_tuple=True)
+        if len(samples) == 0:
+            continue
+        found = _unit_bounds(network, before, samples, units, intervals, region, memory_mb)
+        new = [
+            old.flatten(1).index_put((samples, units), values).reshape(old.shape)
+            for old, values in zip((lower, upper), found, strict=True)
+        ]
+        intervals = intervals.replace(before, Interval.between(new[0], torch.maximum(*new)))
+    return intervals
+
+
+def _unit_bounds(network, place, samples, units, intervals, region, memory_mb) -> tuple[Tensor, Tensor]:
+    """Backward bounds of single units of a node, ``(len(samples),)`` each, in chunks."""
+    shape = network.nodes[place].shape
+    like = region.box.centre
+    largest = max(prod(n.shape) for n in network.nodes[: place + 1])
+    chunk = max(int(memory_mb * 2**20 / (2 * _LIVE_COPIES * largest * like.element_size())), 1)
+    lowers, uppers = [], []
+    for start in range(0, len(samples), chunk):
+        which, unit = samples[start : start + chunk], units[start : start + chunk]
+        one_hot = torch.zeros(len(which), prod(shape), dtype=like.dtype, device=like.device)
+        one_hot = one_hot.scatter(1, unit.unsqueeze(1), 1.0).reshape(len(which), *shape)
+        least = lower_bounds(network, place, torch.stack([one_hot, -one_hot], 1), intervals, region, which)
+        lowers.append(least[:, 0])
+        uppers.append(-least[:, 1])
+    return torch.cat(lowers), torch.cat(uppers)
+
+
+def _of(box: Interval, samples: Tensor | None) -> Interval:
+    return box if samples is None else Interval(box.centre[samples], box.radius[samples])

@@ -1,0 +1,148 @@
+"""Margins and the losses built on them: what the rest of the world asks of bound propagation.
+
+The margin of class j is ``logit[y] - logit[j]``; all positive means the prediction y cannot change.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .graph import Network, trace
+from .interval import Intervals, propagate
+from .linear import crown_intervals, elided_bounds, lower_bounds
+from .operations import Interval
+from .region import Region
+
+METHODS = ("ibp", "crown-ibp", "crown")
+
+
+def margin_lower_bounds(
+    model: nn.Module, x: Tensor, y: Tensor, threat, method: str = "crown-ibp", memory_mb: float = 512
+) -> Tensor:
+    """Lower bounds of every margin over all inputs the threat model allows.
+
+    Guarantee: for every x' in the threat set (cut to [0, 1]) and every class j, in exact arithmetic,
+    ``logit(x')[y] - logit(x')[j] >= result[j]``. Differentiable in x, weights and mask scores.
+
+    Args:
+        model: any traceable ``nn.Module`` with inputs in [0, 1]; in training mode BatchNorm uses x's statistics.
+        x: clean inputs ``(batch, *shape)``, pixels in [0, 1].
+        y: labels ``(batch,)``, int64.
+        threat: LinfBall or L2Ball.
+        method: "ibp" (interval arithmetic), "crown-ibp" (one backward pass on interval boxes), "crown" (backward
+            bounds for unstable units of every layer too).
+        memory_mb: "crown" works through units in chunks of about this many megabytes.
+
+    Returns:
+        ``(batch, classes)``; 0 in column y.
+
+    Raises:
+        UnsupportedLayer: a layer whose bounds are not known.
+        InputError: an unknown method.
+    """
+    if method not in METHODS:
+        raise InputError(f"method should be one of {', '.join(METHODS)}, but is '{method}'.")
+    network = trace(model, tuple(x.shape[1:])).bind(x if _needs_batch(model) else None)
+    region = Region.of(x, threat)
+    intervals = propagate(network, region)
+    if method == "ibp":
+        return interval_margins(network, intervals, y)
+    if method == "crown":
+        intervals = crown_intervals(network, intervals, region, memory_mb)
+    return linear_margins(network, intervals, region, y)
+
+
+def interval_margins(network: Network, intervals: Intervals, y: Tensor) -> Tensor:
+    """Margins by interval bounds, final affine layers merged, ``(batch, classes)``."""
+    rows, others = margin_rows(network, y, intervals.boxes[0].centre)
+    return _spread(elided_bounds(network, rows, intervals).lower, others, y)
+
+
+def linear_margins(network: Network, intervals: Intervals, region: Region, y: Tensor) -> Tensor:
+    """Margins by one backward pass over the given boxes, ``(batch, classes)``."""
+    rows, others = margin_rows(network, y, region.box.centre)
+    return _spread(lower_bounds(network, len(network.nodes) - 1, rows, intervals, region), others, y)
+
+
+def margin_rows(network: Network, y: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The K-1 rows ``e_y - e_j``, ``(batch, K-1, K)``, and which class j each is about, ``(batch, K-1)``."""
+    classes = network.nodes[-1].shape[0]
+    others = torch.arange(classes - 1, device=y.device).unsqueeze(0)
+    others = others + (others >= y.unsqueeze(1)).long()
+    eye = torch.eye(classes, dtype=like.dtype, device=like.device)
+    return eye[y].unsqueeze(1) - eye[others], others
+
+
+def _spread(bounds: Tensor, others: Tensor, y: Tensor) -> Tensor:
+    return bounds.new_zeros(len(y), others.shape[1] + 1).scatter(1, others, bounds)
+
+
+def worst_case_cross_entropy(margins: Tensor, y: Tensor) -> Tensor:
+    """Upper bounds ``(batch,)`` of the cross-entropy where every margin is at least ``margins`` (batch, classes)."""
+    return F.cross_entropy(-margins, y, reduction="none")
+
+
+def fused_cross_entropy(model: nn.Module, x: Tensor, y: Tensor, threat) -> Tensor:
+    """Upper bounds ``(batch,)`` of the cross-entropy over the threat set by CROWN-IBP with loss fusion.
+
+    Guarantee: at least ``cross_entropy(model(x'), y)`` for every x' in the threat set. See :func:`fused_loss`.
+    """
+    network = trace(model, tuple(x.shape[1:])).bind(x if _needs_batch(model) else None)
+    region = Region.of(x, threat)
+    return fused_loss(network, propagate(network, region), region, y)
+
+
+def fused_loss(network: Network, intervals: Intervals, region: Region, y: Tensor) -> Tensor:
+    """CROWN-IBP of the *loss*, in one backward row instead of K-1 (Xu et al. 2020, arXiv 2002.12920).
+
+    With m_j = logit[j] - logit[y] in [l_j, u_j] by interval bounds, exp is convex, so its chord bounds it:
+    ``sum_j exp(m_j) <= sum_j slope_j (m_j - l_j) + exp(l_j)``, linear in the logits and so bounded by one row.
+    Everything is divided by exp(M), M = max(0, max_j u_j), before it is computed, so that no logit overflows:
+    ``loss = M + log(exp(-M) + sum / exp(M))``.
+
+    Returns:
+        ``(batch,)``, at least the cross-entropy at every input of the region, finite for finite bounds.
+    """
+    rows, _ = margin_rows(network, y, region.box.centre)
+    box = elided_bounds(network, -rows, intervals)
+    least, width = box.lower, 2 * box.radius
+    # The loss does not depend on M, so neither does its gradient.
+    shift = box.upper.amax(1, keepdim=True).clamp(min=0).detach()
+    slope = torch.exp(box.upper - shift) * _chord(width)
+    row = (slope.unsqueeze(2) * -rows).sum(1, keepdim=True)
+    above = -lower_bounds(network, len(network.nodes) - 1, -row, intervals, region)
+    terms = torch.exp(least - shift)
+    fused = above + (terms - slope * least).sum(1, keepdim=True)
+    # The sum is at least every term at its least; rounding must not push it below (or below zero).
+    fused = torch.maximum(fused, terms.sum(1, keepdim=True))
+    return (shift + torch.log(torch.exp(-shift) + fused)).squeeze(1)
+
+
+def _chord(width: Tensor) -> Tensor:
+    """``(1 - exp(-w)) / w``: the chord's slope over an interval of width w >= 0, relative to its upper end."""
+    small = width < 1e-2
+    safe = torch.where(small, 1.0, width)
+    series = 1 - width * (1 / 2 - width * (1 / 6 - width * (1 / 24 - width / 120)))
+    return torch.where(small, series, -torch.expm1(-safe) / safe)
+
+
+def _needs_batch(model: nn.Module) -> bool:
+    """BatchNorm in training mode (or without running statistics) takes its statistics from the clean batch."""
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d)
+    return any(isinstance(m, norms) and (m.training or m.running_mean is None) for m in model.modules())
+
+
+__all__ = [
+    "METHODS",
+    "Interval",
+    "fused_cross_entropy",
+    "fused_loss",
+    "interval_margins",
+    "linear_margins",
+    "margin_lower_bounds",
+    "margin_rows",
+    "worst_case_cross_entropy",
+]

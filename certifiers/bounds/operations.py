@@ -1,0 +1,274 @@
+"""What every supported layer does to values, to intervals and, backwards, to linear rows.
+
+An operation holds concrete tensors (the effective weights of one step) and no state. Shapes: values are
+``(batch, *shape)``; rows are ``(samples, rows, *shape)``, the coefficients of linear lower bounds. Each has
+
+``forward(*values)``
+    the layer itself;
+``interval(*boxes)``
+    a sound box of the outputs for inputs anywhere in the boxes (interval arithmetic, centre and radius);
+``backward(rows, box)``
+    for ``rows . output >= sum_i rows_i . input_i + constant`` everywhere in the boxes: the coefficients of
+    each input, ``(samples, rows, *shape)``, and the constant, ``(samples, rows)``. Affine layers are exact and
+    ignore ``box``; for the others ``box`` is the Interval of their input, of the same samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Interval(NamedTuple):
+    """A box by centre and radius, both ``(batch, *shape)``."""
+
+    centre: Tensor
+    radius: Tensor
+
+    @property
+    def lower(self) -> Tensor:
+        return self.centre - self.radius
+
+    @property
+    def upper(self) -> Tensor:
+        return self.centre + self.radius
+
+    @staticmethod
+    def between(lower: Tensor, upper: Tensor) -> Interval:
+        return Interval((lower + upper) / 2, (upper - lower) / 2)
+
+
+def total(rows: Tensor) -> Tensor:
+    """Sum over everything but samples and rows: ``(samples, rows, *shape)`` to ``(samples, rows)``."""
+    return rows.flatten(2).sum(2)
+
+
+def _fold(function, rows: Tensor) -> Tensor:
+    """Apply a batched function to rows as if rows were one long batch."""
+    out = function(rows.flatten(0, 1))
+    return out.unflatten(0, rows.shape[:2])
+
+
+@dataclass(frozen=True)
+class Linear:
+    weight: Tensor  # (out, in)
+    bias: Tensor | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+    def interval(self, box: Interval) -> Interval:
+        return Interval(self.forward(box.centre), F.linear(box.radius, self.weight.abs()))
+
+    def norm(self, radius: Tensor) -> Tensor:
+        """The l2 norm of every output's row, inputs scaled by ``radius`` (dual norm of an l2 ball)."""
+        return F.linear(radius.square(), self.weight.square()).sqrt()
+
+    def backward(self, rows: Tensor, box: Interval | None = None) -> tuple[tuple[Tensor], Tensor | float]:
+        constant = 0.0 if self.bias is None else rows @ self.bias
+        return (rows @ self.weight,), constant
+
+
+@dataclass(frozen=True)
+class Conv2d:
+    weight: Tensor  # (out, in / groups, height, width)
+    bias: Tensor | None
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    input_size: tuple[int, int]
+
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._convolve(x, self.weight, self.bias)
+
+    def interval(self, box: Interval) -> Interval:
+        return Interval(self.forward(box.centre), self._convolve(box.radius, self.weight.abs()))
+
+    def norm(self, radius: Tensor) -> Tensor:
+        return self._convolve(radius.square(), self.weight.square()).sqrt()
+
+    def backward(self, rows: Tensor, box: Interval | None = None) -> tuple[tuple[Tensor], Tensor | float]:
+        # The transpose of a strided convolution forgets how many border pixels were never read.
+        unread = [
+            size - ((out - 1) * stride - 2 * pad + dilation * (kernel - 1) + 1)
+            for size, out, stride, pad, dilation, kernel in zip(
+                self.input_size, rows.shape[-2:], self.stride, self.padding, self.dilation, self.weight.shape[-2:],
+                strict=True,
+            )
+        ]  # fmt: skip
+
+        def transpose(batch: Tensor) -> Tensor:
+            return F.conv_transpose2d(
+                batch, self.weight, None, self.stride, self.padding, unread, self.groups, self.dilation
+            )
+
+        constant = 0.0 if self.bias is None else rows.sum((-1, -2)) @ self.bias
+        return (_fold(transpose, rows),), constant
+
+
+@dataclass(frozen=True)
+class Scale:
+    """``scale * x + shift``, elementwise: normalisation, BatchNorm at fixed statistics, constants."""
+
+    scale: Tensor | float  # tensors broadcast against (*shape)
+    shift: Tensor | float
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale + self.shift
+
+    def interval(self, box: Interval) -> Interval:
+        return Interval(self.forward(box.centre), box.radius * abs(self.scale))
+
+    def backward(self, rows: Tensor, box: Interval | None = None) -> tuple[tuple[Tensor], Tensor | float]:
+        shifted = isinstance(self.shift, Tensor) or self.shift != 0
+        return (rows * self.scale,), total(rows * self.shift) if shifted else 0.0
+
+
+@dataclass(frozen=True)
+class AveragePool2d:
+    """Every 2-d average pooling is separable: ``rows @ image @ columns.T`` with non-negative matrices."""
+
+    rows: Tensor  # (out height, height)
+    columns: Tensor  # (out width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rows @ x @ self.columns.T
+
+    def interval(self, box: Interval) -> Interval:
+        return Interval(self.forward(box.centre), self.forward(box.radius))
+
+    def backward(self, rows: Tensor, box: Interval | None = None) -> tuple[tuple[Tensor], float]:
+        return (self.rows.T @ rows @ self.columns,), 0.0
+
+
+@dataclass(frozen=True)
+class Reshape:
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(x.shape[0], *self.after)
+
+    def interval(self, box: Interval) -> Interval:
+        return Interval(self.forward(box.centre), self.forward(box.radius))
+
+    def backward(self, rows: Tensor, box: Interval | None = None) -> tuple[tuple[Tensor], float]:
+        return (rows.reshape(*rows.shape[:2], *self.before),), 0.0
+
+
+@dataclass(frozen=True)
+class Add:
+    """``a + sign * b`` of two computed tensors of one shape (residual connections)."""
+
+    sign: float = 1.0
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return a + self.sign * b
+
+    def interval(self, a: Interval, b: Interval) -> Interval:
+        return Interval(a.centre + self.sign * b.centre, a.radius + b.radius)
+
+    def backward(self, rows: Tensor, box: Interval | None = None) -> tuple[tuple[Tensor, Tensor], float]:
+        return (rows, self.sign * rows), 0.0
+
+
+@dataclass(frozen=True)
+class ReLU:
+    """``max(x, slope * x)`` with 0 <= slope <= 1: ReLU and LeakyReLU."""
+
+    slope: float = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(x, self.slope) if self.slope else F.relu(x)
+
+    def interval(self, box: Interval) -> Interval:
+        return Interval.between(self.forward(box.lower), self.forward(box.upper))
+
+    def relaxation(self, box: Interval) -> tuple[Tensor, Tensor, Tensor]:
+        """CROWN's two lines: ``lower_slope * x <= f(x) <= upper_slope * x + intercept`` on the box.
+
+        The upper line is the chord; the lower slope (1, or ``slope``) is the one that leaves the smaller area
+        (Zhang et al. 2018, arXiv 1811.00866). Stable units come out exact.
+        """
+        lower = box.lower.clamp(max=0)
+        # A unit that is exactly zero would divide 0 by 0; the wider interval is still sound.
+        upper = torch.maximum(box.upper.clamp(min=0), lower + 1e-8)
+        upper_slope = (upper - self.slope * lower) / (upper - lower)
+        lower_slope = torch.where(upper > -lower, 1.0, self.slope).to(upper)
+        return lower_slope, upper_slope, (self.slope - upper_slope) * lower
+
+    def backward(self, rows: Tensor, box: Interval) -> tuple[tuple[Tensor], Tensor]:
+        lower_slope, upper_slope, intercept = (line.unsqueeze(1) for line in self.relaxation(box))
+        constant = total(rows.clamp(max=0) * intercept)
+        return (rows * torch.where(rows >= 0, lower_slope, upper_slope),), constant
+
+
+@dataclass(frozen=True)
+class MaxPool2d:
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    ceil_mode: bool
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(x, self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode)
+
+    def interval(self, box: Interval) -> Interval:
+        return Interval.between(self.forward(box.lower), self.forward(box.upper))
+
+    def backward(self, rows: Tensor, box: Interval) -> tuple[tuple[Tensor], Tensor]:
+        """``x_j <= max <= x_j`` where input j of a window beats all others everywhere, else ``max <= max upper``.
+
+        j is the input with the largest lower bound, so that ``x_j <= max`` always holds.
+        """
+        lower, upper = box.lower, box.upper
+        _, winner = F.max_pool2d(
+            lower, self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode, return_indices=True
+        )
+        ceiling = self.forward(upper)
+        decided = self._beats_others(lower, upper, winner).unsqueeze(1)
+        constant = total(torch.where(decided, 0.0, rows.clamp(max=0) * ceiling.unsqueeze(1)))
+        kept = torch.where(decided | (rows >= 0), rows, 0.0)
+        flat = kept.new_zeros(*kept.shape[:3], lower.shape[-2] * lower.shape[-1])
+        index = winner.unsqueeze(1).expand_as(kept).flatten(3)
+        return (flat.scatter_add(3, index, kept.flatten(3)).reshape(*kept.shape[:3], *lower.shape[-2:]),), constant
+
+    def _beats_others(self, lower: Tensor, upper: Tensor, winner: Tensor) -> Tensor:
+        """Where the winner's lower bound is at least every other upper bound of its window."""
+        height, width = lower.shape[-2:]
+        position = torch.arange(height * width, device=lower.device, dtype=torch.float64)
+        position = position.reshape(1, 1, height, width)
+        best_other = torch.full_like(winner, float("-inf"), dtype=lower.dtype)
+        for image, where in self._window_entries(upper, position, winner.shape[-2:]):
+            best_other = torch.maximum(best_other, image.masked_fill(where.long() == winner, float("-inf")))
+        return lower.flatten(2).gather(2, winner.flatten(2)).reshape(winner.shape) >= best_other
+
+    def _window_entries(self, upper: Tensor, position: Tensor, size: torch.Size):
+        """Each of the kernel's entries in turn: the value it reads in every window, and from which pixel."""
+        spare = [(n - 1) * s + d * (k - 1) + 1 for n, s, d, k in zip(size, self.stride, self.dilation, self.kernel, strict=True)]  # fmt: skip
+        below = max(spare[0] - upper.shape[-2] - self.padding[0], 0)
+        right = max(spare[1] - upper.shape[-1] - self.padding[1], 0)
+        pad = (self.padding[1], right, self.padding[0], below)
+        values, places = F.pad(upper, pad, value=float("-inf")), F.pad(position, pad, value=-1.0)
+        for i in range(self.kernel[0]):
+            for j in range(self.kernel[1]):
+                top, left = i * self.dilation[0], j * self.dilation[1]
+                window = (
+                    ...,
+                    slice(top, top + (size[0] - 1) * self.stride[0] + 1, self.stride[0]),
+                    slice(left, left + (size[1] - 1) * self.stride[1] + 1, self.stride[1]),
+                )
+                yield values[window], places[window]
+
+
+#: Operations whose bounds depend on the box of their input.
+NONLINEAR = (ReLU, MaxPool2d)

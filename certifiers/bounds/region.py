@@ -1,0 +1,45 @@
+"""The set of inputs a bound is about, in the form bound propagation uses."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .operations import Interval, total
+
+
+class Region(NamedTuple):
+    """A box cut to [0, 1], and for l2 threats also the ball around ``x``: the inputs lie in both.
+
+    ``box``: centre and radius, ``(batch, *shape)``. ``x``, ``eps``: the l2 ball's, or None.
+    """
+
+    box: Interval
+    x: Tensor | None = None
+    eps: float | Tensor | None = None
+
+    @staticmethod
+    def of(x: Tensor, threat) -> Region:
+        """The region of inputs ``x`` (batch, *shape) under a threat model (LinfBall or L2Ball)."""
+        box = Interval.between(*threat.box(x))
+        return Region(box, x, threat.eps) if threat.norm == "l2" else Region(box)
+
+    def select(self, samples: Tensor) -> Region:
+        """The regions of these samples (indices, repeats allowed)."""
+        box = Interval(self.box.centre[samples], self.box.radius[samples])
+        return Region(box, None if self.x is None else self.x[samples], self.eps)
+
+    def minimum(self, rows: Tensor) -> Tensor:
+        """The least value of every linear row, ``(samples, rows, *shape)`` to ``(samples, rows)``.
+
+        Exact over the box; over box and ball the better of the two minima, which is sound.
+        """
+        centre, radius = self.box.centre.unsqueeze(1), self.box.radius.unsqueeze(1)
+        least = total(rows * centre - rows.abs() * radius)
+        if self.x is None:
+            return least
+        # The square root's gradient is infinite at 0; a row of zeros has minimum 0 whatever the tiny shift.
+        length = (total(rows.square()) + torch.finfo(rows.dtype).tiny).sqrt()
+        return torch.maximum(least, total(rows * self.x.unsqueeze(1)) - self.eps * length)
