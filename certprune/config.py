@@ -1,0 +1,258 @@
+"""The schema of a recipe: what may stand in a YAML file, and what each key means.
+
+A recipe is frozen once it is loaded. Unknown keys, wrong types and impossible values are
+:class:`~certifiers.errors.InputError`; the message holds one line per mistake and all mistakes at once (see
+:mod:`certprune.recipes` for loading, inheritance and the wording of errors).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Whole = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
+RESERVED = ("pretrain", "certificates")
+
+
+class Settings(BaseModel):
+    """Frozen, strict (``"3"`` is no number), and closed: a key that is not listed is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Named(BaseModel):
+    """A name out of a registry and the options of what it names, which are checked where it is built."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class DataSettings(Named):
+    """``validation``: the fraction of the training images set aside for choosing the best epoch."""
+
+    validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
+
+
+class Adam(Settings):
+    """Adam. With ``weight_decay`` it is AdamW: the decay is applied to the weights, not to the gradient."""
+
+    name: Literal["adam"] = "adam"
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Rate = 0.0
+
+
+class SGD(Settings):
+    """Stochastic gradient descent with Nesterov momentum (none if ``momentum`` is 0)."""
+
+    name: Literal["sgd"]
+    lr: Annotated[float, Field(gt=0)] = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Rate = 0.0
+
+
+class Constant(Settings):
+    """The learning rate stays."""
+
+    name: Literal["constant"]
+
+
+class Cosine(Settings):
+    """Half a cosine from the learning rate down to ``final`` times it."""
+
+    name: Literal["cosine"] = "cosine"
+    final: Fraction = 0.0
+
+
+class Step(Settings):
+    """The learning rate is multiplied by ``factor`` at each milestone, a fraction of the stage."""
+
+    name: Literal["step"]
+    milestones: Annotated[tuple[Fraction, ...], Field(strict=False)] = (0.6, 0.85)
+    factor: Annotated[float, Field(gt=0, le=1)] = 0.2
+
+
+Optimizer = Annotated[Adam | SGD, Field(discriminator="name")]
+Schedule = Annotated[Constant | Cosine | Step, Field(discriminator="name")]
+
+
+class StageSettings(Settings):
+    """How one stage trains.
+
+    ``ramp``: whether the objective's eps and weights grow over the stage (else they are final throughout).
+    ``objective``: changes to the recipe's objective for this stage alone; another ``name`` replaces it.
+    """
+
+    epochs: Whole = 8
+    batch_size: Positive = 256
+    optimizer: Optimizer = Adam()
+    schedule: Schedule = Cosine()
+    clip_gradient: Annotated[float, Field(gt=0)] | None = 8.0
+    ramp: bool = False
+    objective: dict[str, Any] | None = None
+
+
+class PretrainSettings(StageSettings):
+    """The dense network from its first weights; here the ramp is on."""
+
+    epochs: Whole = 20
+    ramp: bool = True
+
+
+class PruneSettings(StageSettings):
+    """The scores' training. ``layers``: patterns of layer names to prune (null: all); ``exclude``: to spare."""
+
+    epochs: Whole = 4
+    layers: Annotated[tuple[str, ...], Field(strict=False)] | None = None
+    exclude: Annotated[tuple[str, ...], Field(strict=False)] = ()
+
+
+def _variant_name(earlier: dict[str, Any]) -> str:
+    if earlier.get("dense"):
+        return "dense"
+    return f"{earlier['criterion']}-{earlier['budget']}-{earlier['sparsity']:g}"
+
+
+class VariantSettings(Settings):
+    """One network to make out of the pretrained one: pruned by a criterion, or ``dense`` as the yardstick."""
+
+    dense: bool = False
+    criterion: str = "score"
+    sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    budget: str = "erk"
+    name: FolderName = Field(default_factory=_variant_name)
+
+    @field_validator("criterion", "budget")
+    @classmethod
+    def _known(cls, value: str, info) -> str:
+        from certprune.pruning import BUDGETS, CRITERIA
+        from certprune.registry import look_up
+
+        look_up(info.field_name, value, CRITERIA if info.field_name == "criterion" else BUDGETS)
+        return value
+
+    @model_validator(mode="after")
+    def _dense_is_dense(self):
+        if self.dense and self.model_fields_set & {"criterion", "sparsity", "budget"}:
+            raise ValueError("a dense variant is not pruned: leave out criterion, sparsity and budget")
+        return self
+
+
+class CertifySettings(Settings):
+    """Which inputs are certified, at which eps (null: the objective's), by which methods, cheapest first.
+
+    ``count``: only the first so many images of the split. Every image is attacked before it is proven.
+    """
+
+    methods: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = ("ibp", "crown-ibp", "crown")
+    eps: Annotated[tuple[Rate, ...], Field(strict=False, min_length=1)] | None = None
+    split: Literal["train", "validation", "test"] = "test"
+    count: Positive | None = None
+    attack_steps: Whole = 40
+    attack_restarts: Positive = 1
+    batch_size: Positive = 200
+
+    @field_validator("methods")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        from certifiers.certify import METHODS
+        from certprune.registry import look_up
+
+        for method in value:
+            look_up("method", method, dict.fromkeys(METHODS))
+        return value
+
+    @field_validator("eps")
+    @classmethod
+    def _once(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if value is not None and len(set(value)) < len(value):
+            raise ValueError("the same eps stands there twice; give each once")
+        return value
+
+
+class Recipe(Settings):
+    """A whole experiment: data, network, objective, the three stages, the variants, and what is certified."""
+
+    name: FolderName
+    seed: Whole = 0
+    output: str = Field(default_factory=lambda earlier: f"runs/{earlier['name']}", min_length=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Positive | None = None
+    data: DataSettings
+    model: Named
+    objective: dict[str, Any]
+    initialisation: Literal["ibp", "default"] = "ibp"
+    pretrain: PretrainSettings = PretrainSettings()
+    prune: PruneSettings = PruneSettings()
+    finetune: StageSettings = StageSettings()
+    variants: Annotated[tuple[VariantSettings, ...], Field(strict=False)] = ()
+    certify: CertifySettings = CertifySettings()
+
+    @field_validator("objective")
+    @classmethod
+    def _builds(cls, value: dict[str, Any]) -> dict[str, Any]:
+        from certprune.objectives import build_objective
+
+        build_objective(value)
+        return value
+
+    @field_validator("pretrain", "prune", "finetune")
+    @classmethod
+    def _stage_objective_builds(cls, value: StageSettings, info) -> StageSettings:
+        from certprune.objectives import build_objective
+
+        if value.objective is not None and "objective" in info.data:
+            build_objective(merged(info.data["objective"], value.objective))
+        return value
+
+    @field_validator("variants")
+    @classmethod
+    def _names_differ(cls, value: tuple[VariantSettings, ...]) -> tuple[VariantSettings, ...]:
+        names = [variant.name for variant in value]
+        for name in names:
+            if name in RESERVED:
+                raise ValueError(f"a variant cannot be called {name!r}, the name of another folder of the run")
+            if names.count(name) > 1:
+                raise ValueError(f"two variants are called {name!r}; give one of them another name")
+        return value
+
+    @property
+    def eps_grid(self) -> tuple[float, ...]:
+        """Every eps to certify at: as the recipe lists them, else the objective's own."""
+        if self.certify.eps is not None:
+            return self.certify.eps
+        return (float(self.objective["eps"]),) if "eps" in self.objective else ()
+
+    @property
+    def main_eps(self) -> float | None:
+        """The eps that tables show: the objective's if it is certified, else the largest one certified."""
+        trained = self.objective.get("eps")
+        return trained if trained in self.eps_grid else max(self.eps_grid, default=None)
+
+    def stage_objective(self, stage: str) -> dict[str, Any]:
+        """The objective of a stage: the recipe's, with the stage's own changes over it."""
+        return merged(self.objective, getattr(self, stage).objective or {})
+
+    def variant(self, name: str) -> VariantSettings | None:
+        return next((variant for variant in self.variants if variant.name == name), None)
+
+
+def merged(base: Any, over: Any) -> Any:
+    """``over`` laid over ``base``: mappings merge key by key, anything else is replaced.
+
+    A mapping with another ``name`` replaces the whole, since the options of one thing mean nothing to another.
+    """
+    if not (isinstance(base, dict) and isinstance(over, dict)):
+        return over
+    if "name" in over and "name" in base and over["name"] != base["name"]:
+        return dict(over)
+    return {**base, **{key: merged(base[key], value) if key in base else value for key, value in over.items()}}

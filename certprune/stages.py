@@ -1,0 +1,176 @@
+"""pretrain -> prune -> finetune: what is trained in each, from which weights, and for how long.
+
+A stage reads its input from the files of the stage before it, never from memory, and is complete once its
+``stage.json`` stands. So it makes no difference to any weight where a run was cut off.
+
+The comparison is fair in epochs: a criterion whose scores need no training (magnitude, random) and the dense
+yardstick have nothing to do in the prune stage, and get its epochs on top of their finetuning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from certifiers.errors import InputError
+from certprune.config import Recipe, VariantSettings
+from certprune.initialisation import initialise
+from certprune.masks import (
+    apply_masks,
+    freeze_masks,
+    mask_state,
+    materialize,
+    score_parameters,
+    sparsify,
+    sparsity,
+    weight_parameters,
+)
+from certprune.models import build_model
+from certprune.objectives import build_objective
+from certprune.progress import Progress
+from certprune.pruning import CRITERIA
+from certprune.runs import Run
+from certprune.storage import write_json, write_tensors
+from certprune.training import Plan, TrainResult, discard_state, train
+
+STAGES = ("pretrain", "prune", "finetune")
+
+
+def use_machine(recipe: Recipe) -> torch.device:
+    """Set the number of threads and return the device, as the recipe asks."""
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
+    if recipe.device == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            f"The recipe asks for device: cuda, but this torch ({torch.__version__}) sees no CUDA device. "
+            "Write device=cpu or device=auto, or install a CUDA build of torch."
+        )
+    cuda = recipe.device != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if cuda else "cpu")
+
+
+def new_model(recipe: Recipe, data: Any) -> nn.Module:
+    """The recipe's network with its first weights, a function of the seed."""
+    torch.manual_seed(recipe.seed)
+    model = build_model(recipe.model.name, data.shape, data.classes, **recipe.model.options)
+    initialise(model, recipe.initialisation, recipe.seed)
+    return model
+
+
+def run_stages(
+    run: Run, data: Any, device: torch.device, stages: Sequence[str] = STAGES, progress: Progress | None = None
+) -> None:
+    """Do ``stages`` of every variant, skipping what is complete and going on with what was cut off."""
+    progress = progress or Progress()
+    if "pretrain" in stages and not _done(run, "pretrain", "pretrain"):
+        pretrain(run, data, device, progress)
+    for variant in run.recipe.variants:
+        if "prune" in stages and not variant.dense and not _done(run, "prune", variant.name):
+            prune(run, variant, data, device, progress)
+        if "finetune" in stages and not _done(run, "finetune", variant.name):
+            finetune(run, variant, data, device, progress)
+
+
+def pretrain(run: Run, data: Any, device: torch.device, progress: Progress) -> None:
+    """Train the dense network from its first weights."""
+    model = new_model(run.recipe, data)
+    _train(run, "pretrain", "pretrain", model, weight_parameters(model), data, device, progress)
+
+
+def prune(run: Run, variant: VariantSettings, data: Any, device: torch.device, progress: Progress) -> None:
+    """Mask the pretrained network; if the criterion's scores are trained, train them and nothing else.
+
+    Weights, biases and batch normalisation (running statistics included) stay as pretraining left them.
+    """
+    model = run.load_model("pretrain")
+    settings = run.recipe.prune
+    sparsify(
+        model,
+        sparsity=variant.sparsity,
+        criterion=variant.criterion,
+        budget=variant.budget,
+        layers=settings.layers,
+        exclude=settings.exclude,
+        seed=run.recipe.seed,
+    )
+    _train(run, "prune", variant.name, model, score_parameters(model), data, device, progress)
+
+
+def finetune(run: Run, variant: VariantSettings, data: Any, device: torch.device, progress: Progress) -> None:
+    """Train weights and biases under fixed masks (the dense variant: without masks)."""
+    if variant.dense:
+        model = run.load_model("pretrain")
+    else:
+        model = run.load_model(variant.name, "prune")
+        apply_masks(model, run.load_masks(variant.name))
+    _train(run, "finetune", variant.name, model, weight_parameters(model), data, device, progress)
+
+
+def stage_epochs(recipe: Recipe, stage: str, variant: VariantSettings | None) -> int:
+    """The epochs of a stage; see the module's docstring for who gets the prune stage's epochs."""
+    if variant is None:
+        return recipe.pretrain.epochs
+    trained = not variant.dense and CRITERIA[variant.criterion].trained
+    if stage == "prune":
+        return recipe.prune.epochs if trained else 0
+    return recipe.finetune.epochs + (0 if trained else recipe.prune.epochs)
+
+
+def _done(run: Run, stage: str, name: str) -> bool:
+    """Whether the stage is complete; if so, the state that a kill may have left behind is removed."""
+    complete = run.is_complete(stage, name)
+    if complete:
+        discard_state(run.stage_folder(stage, name))
+    return complete
+
+
+def _train(
+    run: Run,
+    stage: str,
+    name: str,
+    model: nn.Module,
+    parameters: Sequence[nn.Parameter],
+    data: Any,
+    device: torch.device,
+    progress: Progress,
+) -> None:
+    recipe, folder = run.recipe, run.stage_folder(stage, name)
+    plan = Plan(
+        stage=stage,
+        title="pretrain" if stage == "pretrain" else f"{name} · {stage}",
+        settings=getattr(recipe, stage),
+        epochs=stage_epochs(recipe, stage, None if stage == "pretrain" else recipe.variant(name)),
+        seed=recipe.seed,
+        batch_statistics=stage != "prune",
+        device=device,
+    )
+    objective = build_objective(recipe.stage_objective(stage))
+    result = train(model, parameters, objective, data, plan, folder, progress)
+    freeze_masks(model)
+    _save(run, stage, name, model, result, data)
+
+
+def _save(run: Run, stage: str, name: str, model: nn.Module, result: TrainResult, data: Any) -> None:
+    """Write a stage's weights, then its record, which makes it complete."""
+    folder = run.stage_folder(stage, name)
+    write_tensors(folder / "model.safetensors", materialize(model).state_dict())
+    masks = mask_state(model)
+    if masks:
+        write_tensors(folder / "masks.safetensors", masks)
+    run.record_stage(stage, name, result.seconds, len(result.history))
+    record = {
+        "stage": stage,
+        "variant": None if stage == "pretrain" else name,
+        "epochs": len(result.history),
+        "selected_epoch": result.selected_epoch,
+        "seconds": result.seconds,
+        "sparsity": sparsity(model).as_dict(),
+        "validation": result.validation,
+        "input_shape": list(data.shape),
+        "classes": data.classes,
+    }
+    write_json(folder / "stage.json", record)
+    discard_state(folder)

@@ -1,0 +1,222 @@
+"""The only epoch loop. It trains the parameters it is given and keeps the weights of the best epoch.
+
+What an epoch does follows from the seed, the stage's name and the epoch's number alone: the order of the
+batches, the random state at its start, the learning rate and the objective's progress are pure functions of
+them, and everything else that an epoch needs stands in ``state.pt``. So a run that was killed and resumed ends
+with the same weights, to the bit, as one that was not (on one machine, with one thread setting).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import cached
+
+from certifiers.errors import InputError
+from certprune.checkpoints import State, discard_state, load_state, save_state
+from certprune.config import Schedule, StageSettings
+from certprune.progress import Progress, epoch_note
+from certprune.storage import write_json_lines
+
+Objective = Callable[[nn.Module, Tensor, Tensor, float], tuple[Tensor, dict[str, Tensor]]]
+BATCH_NORMS = nn.modules.batchnorm._BatchNorm
+
+__all__ = ["TrainResult", "discard_state", "learning_rate", "train", "validate"]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a stage's training gave; the model itself is left holding the selected weights.
+
+    ``history`` has one entry an epoch (see :func:`train`); ``selected_epoch`` counts from 1, and is 0 if the
+    stage has no epochs; ``seconds`` is the time spent in epochs, earlier processes' epochs included.
+    """
+
+    history: list[dict[str, Any]]
+    selected_epoch: int
+    seconds: float
+    validation: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One stage's training, below the recipe: what :func:`train` needs besides the model and the images.
+
+    ``stage`` seeds the batches together with ``seed``, so variants trained from one recipe see the same batches.
+    ``batch_statistics``: whether batch normalisation learns; if not, it stays in evaluation mode throughout, so
+    that running statistics do not move while only scores should.
+    """
+
+    stage: str
+    settings: StageSettings
+    epochs: int
+    title: str = ""
+    seed: int = 0
+    batch_statistics: bool = True
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+
+def train(
+    model: nn.Module,
+    parameters: Sequence[nn.Parameter],
+    objective: Objective,
+    data: Any,
+    plan: Plan,
+    folder: Path,
+    progress: Progress | None = None,
+) -> TrainResult:
+    """Train ``parameters`` of ``model`` (and nothing else) on ``data.train``; select the epoch on ``data.validation``.
+
+    The selected epoch is the one with the lowest validation loss at progress 1, that is at the final eps and
+    weights, whatever the ramp is doing. After every epoch ``folder`` gets ``state.pt``, from which the next call
+    goes on, and ``metrics.jsonl``: ``{epoch, step, lr, train: {loss, ...}, validation: {loss, ...}, seconds,
+    selected}`` a line, where ``selected`` says that the epoch was the best so far. ``state.pt`` is left for the
+    caller to remove (:func:`discard_state`) once the stage's weights are safe.
+
+    Raises :class:`InputError` if the loss or a gradient is not finite (the state of the last whole epoch is
+    kept), or if ``state.pt`` is damaged or another stage's.
+    """
+    progress = progress or Progress()
+    model.to(plan.device)
+    trained = {id(parameter) for parameter in parameters}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in trained)
+    images, labels = (part.to(plan.device) for part in (data.train.x, data.train.y))
+    batch = min(plan.settings.batch_size, len(labels))
+    if plan.epochs == 0:
+        return _untrained(model, objective, data, plan, batch, folder, progress)
+    optimizer = _optimizer(plan.settings, parameters)
+    state = load_state(folder, plan.stage, plan.epochs, model, optimizer, plan.device) or State()
+    steps = len(labels) // batch  # a last, smaller batch would weigh its images more: it sits this epoch out
+    size = steps * batch
+    progress.begin(plan.title or plan.stage, plan.epochs * size, done=state.epoch * size)
+    for epoch in range(state.epoch, plan.epochs):
+        began = time.perf_counter()
+        order = _seed_epoch(plan, epoch, len(labels))[:size].to(plan.device)
+        row = _epoch(model, parameters, objective, optimizer, images, labels, order.view(steps, batch), epoch, plan,
+                     progress)  # fmt: skip
+        row["validation"] = validate(model, objective, data.validation, batch, plan.device)
+        row["seconds"] = time.perf_counter() - began
+        row["selected"] = not state.history or _rank(row) < min(_rank(entry) for entry in state.history)
+        state = state.after(row, model)
+        save_state(folder, plan.stage, state, model, optimizer)
+        write_json_lines(folder / "metrics.jsonl", state.history)
+        progress.epoch(epoch + 1, plan.epochs, row)
+    model.load_state_dict(state.best)
+    write_json_lines(folder / "metrics.jsonl", state.history)
+    selected = [row for row in state.history if row["selected"]][-1]
+    progress.end(f"epoch {selected['epoch']} selected: {epoch_note(selected)}")
+    seconds = sum(row["seconds"] for row in state.history)
+    return TrainResult(state.history, selected["epoch"], seconds, selected["validation"])
+
+
+@torch.no_grad()
+def validate(model: nn.Module, objective: Objective, split: Any, batch: int, device: torch.device) -> dict[str, float]:
+    """Mean loss and figures of ``objective`` at progress 1 over ``split``, in evaluation mode."""
+    model.eval()
+    sums: dict[str, float] = {}
+    for start in range(0, len(split.y), batch):
+        x, y = split.x[start : start + batch].to(device), split.y[start : start + batch].to(device)
+        with cached():
+            loss, figures = objective(model, x, y, 1.0)
+        for name, value in {"loss": loss, **figures}.items():
+            sums[name] = sums.get(name, 0.0) + float(value) * len(y)
+    return {name: total / len(split.y) for name, total in sums.items()}
+
+
+def learning_rate(schedule: Schedule, base: float, progress: float) -> float:
+    """The learning rate at ``progress``, the fraction of the stage's steps that are done."""
+    if schedule.name == "cosine":
+        return base * (schedule.final + (1 - schedule.final) * 0.5 * (1 + math.cos(math.pi * progress)))
+    if schedule.name == "step":
+        return base * schedule.factor ** sum(progress >= milestone for milestone in schedule.milestones)
+    return base
+
+
+def _epoch(model, parameters, objective, optimizer, images, labels, batches, epoch, plan, progress) -> dict[str, Any]:
+    """One pass over ``batches`` (steps, batch) of image numbers; the epoch's row without its validation."""
+    model.train()
+    if not plan.batch_statistics:
+        for module in model.modules():
+            if isinstance(module, BATCH_NORMS):
+                module.eval()
+    steps = len(batches)
+    sums: dict[str, Tensor] = {}
+    for index, chosen in enumerate(batches):
+        done = (epoch * steps + index) / (plan.epochs * steps)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(plan.settings.schedule, plan.settings.optimizer.lr, done)
+        with cached():  # effective weights once a step, not once a read
+            loss, figures = objective(model, images[chosen], labels[chosen], done if plan.settings.ramp else 1.0)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        _check_finite(loss, norm, epoch, index, plan)
+        if plan.settings.clip_gradient is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, plan.settings.clip_gradient, norm)
+        optimizer.step()
+        for name, value in {"loss": loss.detach(), **figures}.items():
+            sums[name] = sums[name] + value if name in sums else torch.as_tensor(value)
+        progress.advance(len(chosen), f"loss {loss.item():.4g}")
+    means = {name: float(total) / steps for name, total in sums.items()}
+    return {
+        "epoch": epoch + 1,
+        "step": (epoch + 1) * steps,
+        "lr": optimizer.param_groups[0]["lr"],
+        "train": means,
+    }
+
+
+def _untrained(model, objective, data, plan: Plan, batch: int, folder: Path, progress: Progress) -> TrainResult:
+    """The result of no epochs: the weights as they came, judged on the validation split."""
+    write_json_lines(folder / "metrics.jsonl", [])
+    validation = validate(model, objective, data.validation, batch, plan.device)
+    progress.begin(plan.title or plan.stage, 0)
+    progress.end(f"nothing to train: {epoch_note({'validation': validation})}")
+    return TrainResult([], 0, 0.0, validation)
+
+
+def _optimizer(settings: StageSettings, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    chosen = settings.optimizer
+    if chosen.name == "adam":
+        return torch.optim.AdamW(parameters, lr=chosen.lr, weight_decay=chosen.weight_decay)
+    return torch.optim.SGD(
+        parameters, lr=chosen.lr, momentum=chosen.momentum, weight_decay=chosen.weight_decay,
+        nesterov=chosen.momentum > 0,
+    )  # fmt: skip
+
+
+def _seed_epoch(plan: Plan, epoch: int, count: int) -> Tensor:
+    """Seed torch for the epoch and return the order of its ``count`` images."""
+    digest = hashlib.sha256(f"{plan.seed}/{plan.stage}/{epoch}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:7], "big"))
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[8:15], "big"))
+    return torch.randperm(count, generator=generator)
+
+
+def _check_finite(loss: Tensor, norm: Tensor, epoch: int, index: int, plan: Plan) -> None:
+    if torch.isfinite(loss) and torch.isfinite(norm):
+        return
+    what = "loss" if not torch.isfinite(loss) else "gradient"
+    value = loss.item() if what == "loss" else norm.item()
+    kept = f"The state after epoch {epoch} is kept" if epoch else "No epoch was finished"
+    raise InputError(
+        f"The {what} of {plan.title or plan.stage} became {value} in epoch {epoch + 1}, step {index + 1}. {kept}, and no "
+        "weights were spoilt. Try a smaller learning rate, a smaller clip_gradient, a longer ramp (more epochs), "
+        "or initialisation: ibp, with another output=."
+    )
+
+
+def _rank(row: Mapping[str, Any]) -> float:
+    """The validation loss for comparing epochs; one that is no number is worse than any."""
+    loss = row["validation"]["loss"]
+    return math.inf if loss is None or math.isnan(loss) else loss
