@@ -1,0 +1,225 @@
+"""Masked models: a mask is a `torch.nn.utils.parametrize` parametrisation of a layer's `weight`.
+
+Layers stay `nn.Conv2d` and `nn.Linear`; whoever reads `layer.weight` sees the effective weight, weight *
+mask. Each read computes it again: wrap a step that reads it more than once in
+`torch.nn.utils.parametrize.cached()`.
+
+    sparsify(model, sparsity=0.99)       # in place: masks that follow trainable scores
+    ...                                  # train score_parameters(model)
+    freeze_masks(model)                  # in place: the same masks, fixed
+    ...                                  # train weight_parameters(model)
+    plain = materialize(model)           # a plain model, same outputs to the bit
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from certifiers.errors import InputError
+from certprune.pruning.budgets import kept_counts
+from certprune.pruning.criteria import CRITERIA
+from certprune.pruning.layers import prunable_layers, select_layers
+from certprune.pruning.parametrisations import FixedMask, ScoreMask, top_mask
+from certprune.registry import look_up
+
+
+@dataclass(frozen=True)
+class LayerSparsity:
+    """`kept` of the `weights` of the layer `name` remain."""
+
+    name: str
+    weights: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class SparsityReport:
+    """`total` is the fraction of all `weights` of convolutions and linear layers that is gone, biases not
+    counted."""
+
+    total: float
+    kept: int
+    weights: int
+    layers: list[LayerSparsity]
+
+    def as_dict(self) -> dict:
+        """Plain dicts, lists and numbers, for JSON."""
+        return asdict(self)
+
+
+def sparsify(
+    model: nn.Module,
+    sparsity: float = 0.99,
+    criterion: str = "score",
+    budget: str = "uniform",
+    layers: Sequence[str] | str | None = None,
+    exclude: Sequence[str] | str = (),
+    seed: int = 0,
+) -> nn.Module:
+    """Mask the weights of `model` in place, so that the fraction `sparsity` of them is removed; returns
+    `model`.
+
+    Every convolution and linear layer is masked, the last included, biases never; `layers` and `exclude` are
+    patterns of layer names ("fc*"). `budget` (see `pruning.BUDGETS`) says how many weights each layer keeps,
+    of these layers together; `criterion` (see `pruning.CRITERIA`) says which. "score" masks follow trainable
+    scores, the others are fixed at once; only "random" uses `seed`. What requires a gradient stays as it is.
+
+    Raises InputError, before anything is changed, for a sparsity outside [0, 1), unknown names, patterns
+    that match nothing, weights that are not finite, and layers that are masked or parametrised already or
+    share a weight.
+    """
+    rank = look_up("criterion", criterion, CRITERIA)
+    chosen = select_layers(model, layers, exclude)
+    _check_weights(model, chosen)
+    counts = kept_counts(budget, [layer.weight.shape for layer in chosen.values()], sparsity)
+    generator = torch.Generator().manual_seed(seed)
+    for layer, kept in zip(chosen.values(), counts, strict=True):
+        scores = rank.scores(layer.weight.detach(), generator)
+        mask = ScoreMask(scores, kept) if rank.trained else FixedMask(top_mask(scores, kept))
+        parametrize.register_parametrization(layer, "weight", mask)
+    return model
+
+
+def materialize(model: nn.Module) -> nn.Module:
+    """A copy without masks, of plain layers with the effective weights: same outputs to the bit.
+
+    Its `state_dict` has the keys, in the order, of the model before `sparsify`; every parameter requires a
+    gradient again. `model` stays as it is.
+    """
+    plain = copy.deepcopy(model)
+    for name, layer in prunable_layers(plain).items():
+        if _mask_of(layer) is None:
+            continue
+        if set(layer.parametrizations) != {"weight"} or len(layer.parametrizations.weight) != 1:
+            raise InputError(
+                f"The layer {name!r} has other parametrisations beside its mask. Remove them first."
+            )
+        with torch.no_grad():
+            weight = layer.parametrizations.weight()
+        # Not `remove_parametrizations`: it edits the layer's class, which a deep copy shares with its model.
+        plain_class = parametrize.type_before_parametrizations(layer)
+        del layer.parametrizations
+        layer.__class__ = plain_class
+        others = dict(layer._parameters)
+        layer._parameters.clear()
+        layer._parameters.update({"weight": nn.Parameter(weight.clone()), **others})
+    return plain.requires_grad_(True)
+
+
+def sparsity(model: nn.Module) -> SparsityReport:
+    """How many weights remain, in all and per layer, over *all* convolutions and linear layers of the model.
+
+    A masked layer keeps what its mask keeps; a plain one its weights that are not zero, so that a
+    materialised model is reported too. Layers that were left out of the pruning count as what they are.
+    """
+    rows = []
+    for name, layer in prunable_layers(model).items():
+        mask = _mask_of(layer)
+        kept = int(torch.count_nonzero(layer.weight)) if mask is None else mask.kept
+        rows.append(LayerSparsity(name, layer.weight.numel(), kept))
+    kept, weights = sum(row.kept for row in rows), sum(row.weights for row in rows)
+    return SparsityReport(1 - kept / weights if weights else 0.0, kept, weights, rows)
+
+
+def freeze_masks(model: nn.Module) -> nn.Module:
+    """Fix the masks of the present scores, in place; the scores are dropped. Returns `model`.
+
+    Outputs stay the same to the bit, and so does what requires a gradient.
+    """
+    for layer in prunable_layers(model).values():
+        if isinstance(_mask_of(layer), ScoreMask):
+            layer.parametrizations.weight[0] = FixedMask(_mask_of(layer).mask)
+    return model
+
+
+def mask_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The masks (bool, True = kept) of the masked layers, by the name of the weight: "conv1.weight"."""
+    masks = {name: _mask_of(layer) for name, layer in prunable_layers(model).items()}
+    return {f"{name}.weight": mask.mask.detach().clone() for name, mask in masks.items() if mask is not None}
+
+
+def apply_masks(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> nn.Module:
+    """Mask the named weights with fixed masks, in place, in the form that :func:`mask_state` gives; returns
+    `model`.
+
+    Masks are bool, or uint8 of 0 and 1. A layer's present mask is replaced. Raises InputError, before
+    anything is changed, for a name that is no prunable weight, another shape, or other values.
+    """
+    found = {f"{name}.weight": layer for name, layer in prunable_layers(model).items()}
+    for name, mask in masks.items():
+        if name not in found:
+            raise InputError(
+                f"There is a mask for {name!r}, but this model has no such weight to prune. It has: "
+                f"{', '.join(found)}. These masks belong to another model."
+            )
+        if mask.shape != found[name].weight.shape:
+            raise InputError(
+                f"The mask of {name!r} has shape {tuple(mask.shape)}, but the weight has "
+                f"{tuple(found[name].weight.shape)}. These masks belong to another model."
+            )
+        if mask.dtype != torch.bool and not torch.all((mask == 0) | (mask == 1)):
+            raise InputError(f"The mask of {name!r} must hold only 0 and 1, but other values came.")
+    unmasked = {name.removesuffix(".weight"): found[name] for name in masks if _mask_of(found[name]) is None}
+    _check_weights(model, unmasked)
+    for name, mask in masks.items():
+        layer = found[name]
+        fixed = FixedMask(mask.to(device=layer.weight.device, dtype=torch.bool))
+        if _mask_of(layer) is None:
+            parametrize.register_parametrization(layer, "weight", fixed)
+        else:
+            layer.parametrizations.weight[0] = fixed
+    return model
+
+
+def score_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The trainable scores of the masks; empty if there are none."""
+    return [module.scores for module in model.modules() if isinstance(module, ScoreMask)]
+
+
+def weight_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Every parameter that is not a score: weights, biases, BatchNorm's scale and shift."""
+    scores = {id(parameter) for parameter in score_parameters(model)}
+    return [parameter for parameter in model.parameters() if id(parameter) not in scores]
+
+
+def _mask_of(layer: nn.Module) -> ScoreMask | FixedMask | None:
+    if not parametrize.is_parametrized(layer, "weight"):
+        return None
+    first = layer.parametrizations.weight[0]
+    return first if isinstance(first, (ScoreMask, FixedMask)) else None
+
+
+def _check_weights(model: nn.Module, chosen: Mapping[str, nn.Module]) -> None:
+    """Raise an InputError unless each chosen layer's weight is a finite parameter that is its own."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for key, parameter in module.named_parameters(prefix=name, recurse=False):
+            owners.setdefault(id(parameter), []).append(key)
+    for name, layer in chosen.items():
+        if _mask_of(layer) is not None:
+            raise InputError(
+                f"The layer {name!r} is masked already. Start from a plain model: materialize(model) is one."
+            )
+        if parametrize.is_parametrized(layer) or "weight" not in layer._parameters:
+            raise InputError(
+                f"The weight of {name!r} is not a plain parameter: it is parametrised, normalised or pruned "
+                "by other means. Make that permanent first (torch.nn.utils.prune.remove, "
+                "torch.nn.utils.parametrize.remove_parametrizations)."
+            )
+        shared = owners[id(layer.weight)]
+        if len(shared) > 1:
+            raise InputError(
+                f"The weight of {name!r} is shared: {', '.join(shared)}. A mask would part them. Share the "
+                "whole layer instead, or exclude it from pruning."
+            )
+        if not torch.isfinite(layer.weight).all():
+            raise InputError(
+                f"The weights of {name!r} must be finite, but some are NaN or infinite. Training diverged, "
+                "or the file is damaged: train again with a lower learning rate or with gradient clipping."
+            )
