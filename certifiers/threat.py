@@ -112,19 +112,18 @@ def threat(norm: str, eps: float | Tensor) -> Threat:
 
 
 def check_inputs(x: Tensor, y: Tensor, classes: int) -> None:
-    """Raise InputError unless `x` is (batch, ...) floats in [0, 1] and `y` (batch,) class numbers."""
+    """Raise InputError unless `x` is (batch, ...) floats in [0, 1] and `y` is (batch,) class numbers."""
+    check_images(x)
+    check_labels(y, len(x), classes)
+
+
+def check_images(x: Tensor) -> None:
+    """Raise InputError unless `x` is (batch, ...) floats in [0, 1]."""
     if not x.is_floating_point() or x.dim() < 2:
         raise InputError(
             f"Inputs must be a floating-point tensor of shape (batch, ...), not {x.dtype} of shape "
             f"{tuple(x.shape)}. {PIXEL_UNITS}"
         )
-    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or y.dim() != 1:
-        raise InputError(
-            f"Labels must be a tensor of integer class numbers of shape (batch,), not {y.dtype} of shape "
-            f"{tuple(y.shape)}."
-        )
-    if len(x) != len(y):
-        raise InputError(f"Each input needs one label, but {len(x)} inputs came with {len(y)} labels.")
     if len(x) == 0:
         return
     if not torch.isfinite(x).all():
@@ -132,6 +131,19 @@ def check_inputs(x: Tensor, y: Tensor, classes: int) -> None:
     low, high = x.min().item(), x.max().item()
     if low < 0.0 or high > 1.0:
         raise InputError(f"The inputs range from {low:g} to {high:g}. {PIXEL_UNITS}")
+
+
+def check_labels(y: Tensor, n: int, classes: int) -> None:
+    """Raise InputError unless `y` is (n,) integers from 0 to classes - 1."""
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or y.dim() != 1:
+        raise InputError(
+            f"Labels must be a tensor of integer class numbers of shape (batch,), not {y.dtype} of shape "
+            f"{tuple(y.shape)}."
+        )
+    if n != len(y):
+        raise InputError(f"Each input needs one label, but {n} inputs came with {len(y)} labels.")
+    if n == 0:
+        return
     first, last = int(y.min()), int(y.max())
     if first < 0 or last >= classes:
         raise InputError(

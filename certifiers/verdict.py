@@ -192,7 +192,7 @@ class Summary:
 def summarise(verdicts: Sequence[Verdict]) -> Summary:
     """Count clean, certified and attack accuracy; InputError where there is no verdict to count."""
     if not verdicts:
-        raise InputError("Accuracies need at least one verdict, but there is none. Certify some inputs first.")
+        raise InputError("Accuracies need at least one verdict, but none came. Certify some inputs first.")
     correct = [v for v in verdicts if v.prediction == v.label and v.status not in _NOT_CORRECT]
     n = len(verdicts)
     return Summary(
@@ -240,7 +240,7 @@ def _verdict(path: Path, number: int, row: dict[str, Any]) -> Verdict:
 
 def _tainted(path: Path, details: Mapping[str, Any]) -> NoReturn:
     raise SoundnessError(
-        f"The ledger {path} records that a certifier was contradicted by a concrete input ({details}), so none "
+        f"The ledger {path} records that an input contradicted a certifier ({details}), so none "
         "of its certificates can be trusted. Mend the certifier, move the file away and certify again."
     )
 
