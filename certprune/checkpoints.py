@@ -18,7 +18,7 @@ FORMAT = "certprune training state 1"
 
 @dataclass(frozen=True)
 class State:
-    """After ``epoch`` whole epochs: their rows, and the weights of the best of them (None before the first)."""
+    """After ``epoch`` whole epochs: their rows, and the weights of the best of them (None: no epoch)."""
 
     epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -26,11 +26,15 @@ class State:
 
     def after(self, row: dict[str, Any], model: nn.Module) -> State:
         """The state one epoch on; ``model`` holds the weights that the epoch ended with."""
-        best = {k: v.detach().clone() for k, v in model.state_dict().items()} if row["selected"] else self.best
+        best = (
+            {k: v.detach().clone() for k, v in model.state_dict().items()} if row["selected"] else self.best
+        )
         return State(self.epoch + 1, [*self.history, plain(row)], best)
 
 
-def save_state(folder: Path, stage: str, state: State, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def save_state(
+    folder: Path, stage: str, state: State, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
     """Write ``state.pt`` atomically."""
     write_state(
         folder / "state.pt",
@@ -47,18 +51,27 @@ def save_state(folder: Path, stage: str, state: State, model: nn.Module, optimiz
 
 
 def load_state(
-    folder: Path, stage: str, epochs: int, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+    folder: Path,
+    stage: str,
+    epochs: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
 ) -> State | None:
     """Restore ``model`` and ``optimizer`` from ``state.pt``, or None if there is none.
 
-    Raises :class:`InputError`, with model and file untouched, if the file is damaged or was written by another
-    stage, by another network or by something else.
+    Raises :class:`InputError`, with model and file untouched, if the file is damaged or was written by
+    another stage, by another network or by something else.
     """
     path = folder / "state.pt"
     if not path.exists():
         return None
     found = read_state(path, device)
-    if found.get("format") != FORMAT or found.get("stage") != stage or not 0 < found.get("epoch", 0) <= epochs:
+    if (
+        found.get("format") != FORMAT
+        or found.get("stage") != stage
+        or not 0 < found.get("epoch", 0) <= epochs
+    ):
         raise _foreign(path, f"it is not the state of a {stage} stage of {epochs} epochs")
     for part in ("model", "best"):
         _check_shapes(path, found.get(part), model.state_dict())
@@ -87,6 +100,7 @@ def _check_shapes(path: Path, found: Any, expected: dict[str, Tensor]) -> None:
 
 def _foreign(path: Path, reason: str) -> InputError:
     return InputError(
-        f"{path} does not belong to this training: {reason}. Nothing was changed. Delete the file to start this "
+        f"{path} does not belong to this training: {reason}. Nothing was changed. Delete the file to start "
+        f"this "
         "stage again from its first epoch, or give another output=."
     )

@@ -109,7 +109,7 @@ class PretrainSettings(StageSettings):
 
 
 class PruneSettings(StageSettings):
-    """The scores' training. ``layers``: patterns of layer names to prune (null: all); ``exclude``: to spare."""
+    """The scores' training. ``layers``: names or patterns to prune (null: all); ``exclude``: to spare."""
 
     epochs: Whole = 4
     layers: Annotated[tuple[str, ...], Field(strict=False)] | None = None
@@ -220,7 +220,9 @@ class Recipe(Settings):
         names = [variant.name for variant in value]
         for name in names:
             if name in RESERVED:
-                raise ValueError(f"a variant cannot be called {name!r}, the name of another folder of the run")
+                raise ValueError(
+                    f"a variant cannot be called {name!r}, the name of another folder of the run"
+                )
             if names.count(name) > 1:
                 raise ValueError(f"two variants are called {name!r}; give one of them another name")
         return value
@@ -249,10 +251,19 @@ class Recipe(Settings):
 def merged(base: Any, over: Any) -> Any:
     """``over`` laid over ``base``: mappings merge key by key, anything else is replaced.
 
-    A mapping with another ``name`` replaces the whole, since the options of one thing mean nothing to another.
+    A mapping with another ``name`` replaces the whole, since the options of one thing mean nothing to
+    another.
     """
     if not (isinstance(base, dict) and isinstance(over, dict)):
         return over
     if "name" in over and "name" in base and over["name"] != base["name"]:
         return dict(over)
-    return {**base, **{key: merged(base[key], value) if key in base else value for key, value in over.items()}}
+    return merged_keys(base, over)
+
+
+def merged_keys(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """:func:`merged` for two mappings that describe the same thing, whatever their names."""
+    return {
+        **base,
+        **{key: merged(base[key], value) if key in base else value for key, value in over.items()},
+    }

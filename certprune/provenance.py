@@ -54,7 +54,7 @@ def package_versions() -> dict[str, str | None]:
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout this package runs from, with ``+changes`` if files differ; None elsewhere."""
+    """The commit of the checkout this package runs from, ``+changes`` if files differ; None elsewhere."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():  # installed somewhere: an enclosing repository is not ours
         return None

@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from certifiers.errors import InputError
-from certprune.config import Recipe, merged
+from certprune.config import Recipe, merged_keys
 
 
 class _Loader(yaml.SafeLoader):
@@ -49,7 +49,10 @@ _Loader.add_constructor("!number", _number)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe at ``path`` with ``overrides`` (``"pretrain.epochs=2"``) applied; :class:`InputError` if wrong."""
+    """The recipe at ``path`` with ``overrides`` (``"pretrain.epochs=2"``) laid over it.
+
+    Raises :class:`InputError` with every mistake there is.
+    """
     path = Path(path)
     content = _read(path, ())
     for override in overrides:
@@ -63,8 +66,12 @@ def parse_recipe(content: dict[str, Any], source: str = "the recipe") -> Recipe:
         return Recipe.model_validate(content)
     except ValidationError as error:
         details = error.errors(include_url=False)
-        deeper = {detail["loc"][:-1] for detail in details}  # a list whose items are wrong also counts as too short
-        lines = [_sentence(d, content) for d in details if not (d["type"] == "too_short" and d["loc"] in deeper)]
+        deeper = {
+            detail["loc"][:-1] for detail in details
+        }  # a list whose items are wrong also counts as too short
+        lines = [
+            _sentence(d, content) for d in details if not (d["type"] == "too_short" and d["loc"] in deeper)
+        ]
         lines = [line for line in lines if line]
         count = "one mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
         raise InputError(f"{source} has {count}:\n" + "\n".join(f"- {line}" for line in lines)) from error
@@ -85,7 +92,8 @@ def dump_recipe(recipe: Recipe) -> str:
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """What would train other weights: one ``key: old -> new`` a line.
 
-    Free to change are the folder, the machine's settings, what is certified, and variants added to those there.
+    Free to change are the folder, the machine's settings, what is certified, and variants added to those
+    there.
     """
     free = {"output", "device", "threads", "certify", "variants"}
     was, now = (recipe.model_dump(mode="json", exclude=free) for recipe in (old, new))
@@ -109,12 +117,17 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 (a SafeLoader)
     except FileNotFoundError as error:
         wanted = f", which {above[-1]} extends" if above else ""
-        raise InputError(f"There is no recipe {path}{wanted}. Give the path of a YAML file, e.g. one of configs/.") \
-            from error
+        raise InputError(
+            f"There is no recipe {path}{wanted}. Give the path of a YAML file, e.g. one of configs/."
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"The recipe {path} cannot be read ({error}). Give the path of a YAML file.") from error
+        raise InputError(
+            f"The recipe {path} cannot be read ({error}). Give the path of a YAML file."
+        ) from error
     except yaml.YAMLError as error:
-        raise InputError(f"The recipe {path} is not valid YAML: {_flat_text(error)}. Mend that line.") from error
+        raise InputError(
+            f"The recipe {path} is not valid YAML: {_flat_text(error)}. Mend that line."
+        ) from error
     if not isinstance(content, dict):
         raise InputError(f"The recipe {path} must hold `key: value` lines, but it holds {_kind(content)}.")
     parent = content.pop("extends", None)
@@ -122,11 +135,11 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         return content
     if not isinstance(parent, str):
         raise InputError(f"{path}: extends must be the path of another recipe, but {_show(parent)} came.")
-    return merged(_read(path.parent / parent, (*above, path.resolve())), content)
+    return merged_keys(_read(path.parent / parent, (*above, path.resolve())), content)
 
 
 def _override(content: dict[str, Any], override: str) -> None:
-    """Set one dotted key in place. Steps that are not there yet are made; the schema judges them afterwards."""
+    """Set one dotted key in place, making the steps to it; the schema judges them afterwards."""
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
         raise InputError(f"A setting is written key=value, e.g. pretrain.epochs=2, but {override!r} came.")
@@ -142,7 +155,8 @@ def _override(content: dict[str, Any], override: str) -> None:
             if not step.isdigit() or int(step) >= len(at):
                 where = ".".join(steps[:number])
                 raise InputError(
-                    f"{override!r}: {where} is a list of {len(at)}, so {step!r} must be one of its places, counted "
+                    f"{override!r}: {where} is a list of {len(at)}, so {step!r} must be one of its places, "
+                    f"counted "
                     f"from 0."
                 )
             step = int(step)
@@ -159,7 +173,8 @@ def _override(content: dict[str, Any], override: str) -> None:
             at = at[step]
 
 
-# --- the wording of mistakes ---------------------------------------------------------------------------------
+# --- the wording of mistakes
+# ---------------------------------------------------------------------------------
 
 _EXPECTED = {
     "int_type": "a whole number",
@@ -227,7 +242,9 @@ def _unknown_key(path: Sequence[str | int], model: type[BaseModel] | None) -> st
 
 
 def _unknown_choice(key: str, kind: str, came: Any, context: dict[str, Any]) -> str:
-    expected = context.get("expected", context.get("expected_tags", "")).replace("'", "").replace(" or ", ", ")
+    expected = (
+        context.get("expected", context.get("expected_tags", "")).replace("'", "").replace(" or ", ", ")
+    )
     if kind == "union_tag_not_found":
         return f"{key} must be a mapping with a name, but {_show(came)} came."
     value = came.get("name") if isinstance(came, dict) else came
@@ -244,7 +261,12 @@ def _locate(location: Iterable[str | int], content: Any) -> tuple[type[BaseModel
     holder, path = model, []
     for number, step in enumerate(steps):
         last = number == len(steps) - 1
-        inside = isinstance(content, dict) and step in content or isinstance(content, list) and isinstance(step, int)
+        inside = (
+            isinstance(content, dict)
+            and step in content
+            or isinstance(content, list)
+            and isinstance(step, int)
+        )
         if not inside and not last:  # a union's tag: stands in the location but not in the file
             continue
         holder = model

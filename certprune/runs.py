@@ -58,7 +58,8 @@ class Run:
         return self.folder / "certificates" / variant / f"eps-{eps:g}.jsonl"
 
     def load_model(self, variant: str = "pretrain", stage: str | None = None) -> nn.Module:
-        """The network of ``variant`` after ``stage`` (default: its last complete one), plain and in eval mode.
+        """The network of ``variant`` after ``stage`` (default: its last complete one), plain and in eval
+        mode.
 
         Raises :class:`InputError` if the stage is not complete, the file is damaged, is another network's, or
         holds numbers that are not finite.
@@ -91,41 +92,54 @@ def open_run(path: str | Path) -> Run:
     return Run(folder, load_recipe(folder / "config.yaml"))
 
 
-def start_run(recipe: Recipe, command: str, threads: int, device: str) -> Run:
-    """Make the run folder of ``recipe``, or go on in it.
-
-    Raises :class:`InputError`, with nothing written, if the folder holds other things, or a run whose recipe
-    differs in anything that changes weights.
-    """
+def check_startable(recipe: Recipe) -> None:
+    """Raise :class:`InputError` unless the recipe's folder is free or holds a run of it; writes nothing."""
     folder = Path(recipe.output)
-    run = Run(folder, recipe)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(
+            f"{folder} is a file, but a run needs a folder. Nothing was changed. Give another output=."
+        )
     if not (folder / "config.yaml").exists():
-        if folder.exists() and (not folder.is_dir() or any(p for p in folder.iterdir() if p.name != ".lock")):
+        ours = {
+            ".lock",
+            "provenance.json",
+            ".provenance.json.tmp",
+            ".config.yaml.tmp",
+        }  # a kill while starting
+        if folder.exists() and any(path.name not in ours for path in folder.iterdir()):
             raise InputError(
-                f"{folder} is there already and is not a run folder (it has no config.yaml). Nothing was changed. "
+                f"{folder} is there already and is not a run folder (it has no config.yaml). Nothing was "
+                f"changed. "
                 "Give another output=, or move away what is there."
             )
-        # provenance first: a folder with config.yaml is a run and must be whole
-        write_json(folder / "provenance.json", provenance.describe(recipe.seed, command, threads, device))
-        write_text(folder / "config.yaml", dump_recipe(recipe))
-        return run
-    old = open_run(folder).recipe
-    changed = differences(old, recipe)
+        return
+    changed = differences(open_run(folder).recipe, recipe)
     if changed:
         raise InputError(
             f"The run {folder} was made by another recipe, and going on would mix the two: "
-            f"{'; '.join(changed)}. Nothing was changed. Give another output=, take these settings back, or "
-            f"delete {folder} to train anew."
+            f"{'; '.join(changed)}. "
+            f"Nothing was changed. Give another output=, take these settings back, or delete {folder} to "
+            f"train anew."
         )
+
+
+def start_run(recipe: Recipe, command: str, threads: int, device: str) -> Run:
+    """Make the run folder of ``recipe``, or go on in it and note that; see :func:`check_startable`."""
+    check_startable(recipe)
+    folder = Path(recipe.output)
+    config, text = folder / "config.yaml", dump_recipe(recipe)
+    if not config.exists():
+        # Provenance first: a folder with a config.yaml counts as a run, and must be whole.
+        write_json(folder / "provenance.json", provenance.describe(recipe.seed, command, threads, device))
+        write_text(config, text)
+        return Run(folder, recipe)
     record = read_json(folder / "provenance.json")
-    record["resumed"] = [*record.get("resumed", []), {
-        "time": provenance.now(), "command": command, "threads": threads, "device": device,
-        "git_commit": provenance.git_commit(),
-    }]  # fmt: skip
+    again = {"time": provenance.now(), "command": command, "threads": threads, "device": device}
+    record["resumed"] = [*record.get("resumed", []), {**again, "git_commit": provenance.git_commit()}]
     write_json(folder / "provenance.json", record)
-    if dump_recipe(old) != dump_recipe(recipe):
-        write_text(folder / "config.yaml", dump_recipe(recipe))
-    return run
+    if config.read_text() != text:
+        write_text(config, text)
+    return Run(folder, recipe)
 
 
 @contextlib.contextmanager
@@ -140,8 +154,6 @@ def locked(folder: str | Path) -> Iterator[None]:
         yield
         return
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file, but a run needs a folder. Give another output=.")
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as file:
         try:
@@ -156,8 +168,9 @@ def locked(folder: str | Path) -> Iterator[None]:
 def load(path: str | Path) -> nn.Module:
     """A trained network of a run, plain (no masks) and in evaluation mode.
 
-    ``path`` is a variant's folder (``runs/demo/score-erk-0.95``: its last complete stage), a stage's folder, or
-    a ``model.safetensors`` in one. Raises :class:`InputError` if it is none of these, or cannot be trusted.
+    ``path`` is a variant's folder (``runs/demo/score-erk-0.95``: its last complete stage), a stage's folder,
+    or a ``model.safetensors`` in one. Raises :class:`InputError` if it is none of these, or cannot be
+    trusted.
     """
     path = Path(path)
     folder = path.parent if path.name == "model.safetensors" else path
@@ -185,14 +198,17 @@ def load_weights(recipe: Recipe, record: dict[str, Any], folder: Path) -> nn.Mod
 
     path = folder / "model.safetensors"
     weights = read_tensors(path)
-    model = build_model(recipe.model.name, tuple(record["input_shape"]), record["classes"], **recipe.model.options)
+    model = build_model(
+        recipe.model.name, tuple(record["input_shape"]), record["classes"], **recipe.model.options
+    )
     expected = model.state_dict()
     for name in sorted(weights.keys() | expected.keys()):
         if name not in weights or name not in expected or weights[name].shape != expected[name].shape:
             shapes = [tuple(part[name].shape) if name in part else "nothing" for part in (expected, weights)]
             raise InputError(
                 f"{path} holds another network than the recipe's {recipe.model.name}: {name} should be "
-                f"{shapes[0]}, but the file has {shapes[1]}. Restore the file, or delete {folder} to train that "
+                f"{shapes[0]}, but the file has {shapes[1]}. Restore the file, or delete {folder} to train "
+                f"that "
                 "stage anew."
             )
         if not torch.isfinite(weights[name]).all():

@@ -9,6 +9,7 @@ yardstick have nothing to do in the prune stage, and get its epochs on top of th
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,8 +61,24 @@ def new_model(recipe: Recipe, data: Any) -> nn.Module:
     return model
 
 
+def check_network(recipe: Recipe, data: Any) -> None:
+    """Raise :class:`InputError` now, not after training, if the network cannot be built, pruned, bounded."""
+    from certifiers import bounds
+
+    model = new_model(recipe, data)
+    if set(bounds.METHODS).intersection(recipe.certify.methods):
+        bounds.trace(model, data.shape)
+    for variant in recipe.variants:
+        if not variant.dense:
+            _sparsify(recipe, variant, copy.deepcopy(model))
+
+
 def run_stages(
-    run: Run, data: Any, device: torch.device, stages: Sequence[str] = STAGES, progress: Progress | None = None
+    run: Run,
+    data: Any,
+    device: torch.device,
+    stages: Sequence[str] = STAGES,
+    progress: Progress | None = None,
 ) -> None:
     """Do ``stages`` of every variant, skipping what is complete and going on with what was cut off."""
     progress = progress or Progress()
@@ -86,16 +103,7 @@ def prune(run: Run, variant: VariantSettings, data: Any, device: torch.device, p
     Weights, biases and batch normalisation (running statistics included) stay as pretraining left them.
     """
     model = run.load_model("pretrain")
-    settings = run.recipe.prune
-    sparsify(
-        model,
-        sparsity=variant.sparsity,
-        criterion=variant.criterion,
-        budget=variant.budget,
-        layers=settings.layers,
-        exclude=settings.exclude,
-        seed=run.recipe.seed,
-    )
+    _sparsify(run.recipe, variant, model)
     _train(run, "prune", variant.name, model, score_parameters(model), data, device, progress)
 
 
@@ -117,6 +125,18 @@ def stage_epochs(recipe: Recipe, stage: str, variant: VariantSettings | None) ->
     if stage == "prune":
         return recipe.prune.epochs if trained else 0
     return recipe.finetune.epochs + (0 if trained else recipe.prune.epochs)
+
+
+def _sparsify(recipe: Recipe, variant: VariantSettings, model: nn.Module) -> None:
+    sparsify(
+        model,
+        sparsity=variant.sparsity,
+        criterion=variant.criterion,
+        budget=variant.budget,
+        layers=recipe.prune.layers,
+        exclude=recipe.prune.exclude,
+        seed=recipe.seed,
+    )
 
 
 def _done(run: Run, stage: str, name: str) -> bool:

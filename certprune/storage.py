@@ -78,7 +78,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; :class:`InputError` if it is missing, cut short or something else."""
+    """The tensors of a safetensors file; :class:`InputError` if missing, cut short or something else."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -86,12 +86,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load(path.read_bytes())
     except FileNotFoundError as error:
         raise InputError(
-            f"There is no weights file {path}. Run the stage that makes it (certprune run), or give another path."
+            f"There is no weights file {path}. Run the stage that makes it (certprune run), or give another "
+            f"path."
         ) from error
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise InputError(
             f"{path} should be a safetensors file, but it is damaged or of another kind ({error}). "
-            f"Nothing was changed. Restore the file from a copy, or delete the stage's folder {path.parent} and "
+            f"Nothing was changed. Restore the file from a copy, or delete the stage's folder {path.parent} "
+            f"and "
             "run again to train that stage anew."
         ) from error
 
@@ -117,15 +119,17 @@ def read_state(path: Path, device: Any = "cpu") -> dict[str, Any]:
         state = torch.load(path, map_location=device, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{path} cannot be read as training state ({reason}). {_REMEDY.format(path=path)}") from error
+        raise InputError(
+            f"{path} cannot be read as training state ({reason}). {_REMEDY.format(path=path)}"
+        ) from error
     if not isinstance(state, dict):
-        raise InputError(f"{path} holds a {type(state).__name__}, not training state. {_REMEDY.format(path=path)}")
+        raise InputError(
+            f"{path} holds a {type(state).__name__}, not training state. {_REMEDY.format(path=path)}"
+        )
     return state
 
 
-_REMEDY = (
-    "Nothing was changed. Delete {path} to start this stage again from its first epoch, or give another output=."
-)
+_REMEDY = "Nothing was changed. Delete {path} to start this stage anew, or give another output=."
 
 
 def _sync_folder(folder: Path) -> None:

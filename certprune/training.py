@@ -2,8 +2,8 @@
 
 What an epoch does follows from the seed, the stage's name and the epoch's number alone: the order of the
 batches, the random state at its start, the learning rate and the objective's progress are pure functions of
-them, and everything else that an epoch needs stands in ``state.pt``. So a run that was killed and resumed ends
-with the same weights, to the bit, as one that was not (on one machine, with one thread setting).
+them, and everything else that an epoch needs stands in ``state.pt``. So a run that was killed and resumed
+ends with the same weights, to the bit, as one that was not (on one machine, with one thread setting).
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class TrainResult:
 class Plan:
     """One stage's training, below the recipe: what :func:`train` needs besides the model and the images.
 
-    ``stage`` seeds the batches together with ``seed``, so variants trained from one recipe see the same batches.
-    ``batch_statistics``: whether batch normalisation learns; if not, it stays in evaluation mode throughout, so
-    that running statistics do not move while only scores should.
+    ``stage`` seeds the batches together with ``seed``, so variants trained from one recipe see the same
+    batches. ``batch_statistics``: whether batch normalisation learns; if not, it stays in evaluation mode
+    throughout, so that running statistics do not move while only scores should.
     """
 
     stage: str
@@ -73,13 +73,14 @@ def train(
     folder: Path,
     progress: Progress | None = None,
 ) -> TrainResult:
-    """Train ``parameters`` of ``model`` (and nothing else) on ``data.train``; select the epoch on ``data.validation``.
+    """Train ``parameters`` of ``model`` (and nothing else) on ``data.train``; select the epoch on
+    ``data.validation``.
 
     The selected epoch is the one with the lowest validation loss at progress 1, that is at the final eps and
-    weights, whatever the ramp is doing. After every epoch ``folder`` gets ``state.pt``, from which the next call
-    goes on, and ``metrics.jsonl``: ``{epoch, step, lr, train: {loss, ...}, validation: {loss, ...}, seconds,
-    selected}`` a line, where ``selected`` says that the epoch was the best so far. ``state.pt`` is left for the
-    caller to remove (:func:`discard_state`) once the stage's weights are safe.
+    weights, whatever the ramp is doing. After every epoch ``folder`` gets ``state.pt``, from which the next
+    call goes on, and ``metrics.jsonl``: ``{epoch, step, lr, train: {loss, ...}, validation: {loss, ...},
+    seconds, selected}`` a line, where ``selected`` says that the epoch was the best so far. ``state.pt`` is
+    left for the caller to remove (:func:`discard_state`) once the stage's weights are safe.
 
     Raises :class:`InputError` if the loss or a gradient is not finite (the state of the last whole epoch is
     kept), or if ``state.pt`` is damaged or another stage's.
@@ -101,7 +102,8 @@ def train(
     for epoch in range(state.epoch, plan.epochs):
         began = time.perf_counter()
         order = _seed_epoch(plan, epoch, len(labels))[:size].to(plan.device)
-        row = _epoch(model, parameters, objective, optimizer, images, labels, order.view(steps, batch), epoch, plan,
+        row = _epoch(model, parameters, objective, optimizer, images, labels, order.view(steps, batch), epoch,
+        plan,
                      progress)  # fmt: skip
         row["validation"] = validate(model, objective, data.validation, batch, plan.device)
         row["seconds"] = time.perf_counter() - began
@@ -119,7 +121,9 @@ def train(
 
 
 @torch.no_grad()
-def validate(model: nn.Module, objective: Objective, split: Any, batch: int, device: torch.device) -> dict[str, float]:
+def validate(
+    model: nn.Module, objective: Objective, split: Any, batch: int, device: torch.device
+) -> dict[str, float]:
     """Mean loss and figures of ``objective`` at progress 1 over ``split``, in evaluation mode."""
     model.eval()
     sums: dict[str, float] = {}
@@ -141,7 +145,9 @@ def learning_rate(schedule: Schedule, base: float, progress: float) -> float:
     return base
 
 
-def _epoch(model, parameters, objective, optimizer, images, labels, batches, epoch, plan, progress) -> dict[str, Any]:
+def _epoch(
+    model, parameters, objective, optimizer, images, labels, batches, epoch, plan, progress
+) -> dict[str, Any]:
     """One pass over ``batches`` (steps, batch) of image numbers; the epoch's row without its validation."""
     model.train()
     if not plan.batch_statistics:
@@ -155,7 +161,9 @@ def _epoch(model, parameters, objective, optimizer, images, labels, batches, epo
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(plan.settings.schedule, plan.settings.optimizer.lr, done)
         with cached():  # effective weights once a step, not once a read
-            loss, figures = objective(model, images[chosen], labels[chosen], done if plan.settings.ramp else 1.0)
+            loss, figures = objective(
+                model, images[chosen], labels[chosen], done if plan.settings.ramp else 1.0
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -176,7 +184,9 @@ def _epoch(model, parameters, objective, optimizer, images, labels, batches, epo
     }
 
 
-def _untrained(model, objective, data, plan: Plan, batch: int, folder: Path, progress: Progress) -> TrainResult:
+def _untrained(
+    model, objective, data, plan: Plan, batch: int, folder: Path, progress: Progress
+) -> TrainResult:
     """The result of no epochs: the weights as they came, judged on the validation split."""
     write_json_lines(folder / "metrics.jsonl", [])
     validation = validate(model, objective, data.validation, batch, plan.device)
@@ -210,8 +220,10 @@ def _check_finite(loss: Tensor, norm: Tensor, epoch: int, index: int, plan: Plan
     value = loss.item() if what == "loss" else norm.item()
     kept = f"The state after epoch {epoch} is kept" if epoch else "No epoch was finished"
     raise InputError(
-        f"The {what} of {plan.title or plan.stage} became {value} in epoch {epoch + 1}, step {index + 1}. {kept}, and no "
-        "weights were spoilt. Try a smaller learning rate, a smaller clip_gradient, a longer ramp (more epochs), "
+        f"The {what} of {plan.title or plan.stage} became {value} in epoch {epoch + 1}, step {index + 1}. "
+        f"{kept}, and no "
+        "weights were spoilt. Try a smaller learning rate, a smaller clip_gradient, a longer ramp (more "
+        "epochs), "
         "or initialisation: ibp, with another output=."
     )
 

@@ -27,7 +27,9 @@ def test_shipped_recipes_survive_the_round_trip(path):
 
 def test_everything_but_four_keys_has_a_default():
     recipe = minimal()
-    assert recipe.output == "runs/r" and recipe.seed == 0 and recipe.pretrain.ramp and not recipe.finetune.ramp
+    assert (
+        recipe.output == "runs/r" and recipe.seed == 0 and recipe.pretrain.ramp and not recipe.finetune.ramp
+    )
     for key in MINIMAL:
         with pytest.raises(InputError, match=f"{key} is missing"):
             parse_recipe({k: v for k, v in MINIMAL.items() if k != key})
@@ -39,13 +41,16 @@ def test_a_recipe_is_frozen():
 
 
 def test_variant_names_say_what_they_are():
-    recipe = minimal(variants=[{"sparsity": 0.99}, {"criterion": "random", "budget": "uniform", "sparsity": 0.5},
+    recipe = minimal(variants=[{"sparsity": 0.99}, {"criterion": "random", "budget": "uniform", "sparsity":
+    0.5},
                                {"dense": True}, {"name": "mine"}])  # fmt: skip
     assert [v.name for v in recipe.variants] == ["score-erk-0.99", "random-uniform-0.5", "dense", "mine"]
 
 
 def test_overrides_reach_into_mappings_and_lists():
-    recipe = load_recipe(SMOKE, ["pretrain.epochs=2", "variants.0.sparsity=0.9", "certify.count=null", "name=x"])
+    recipe = load_recipe(
+        SMOKE, ["pretrain.epochs=2", "variants.0.sparsity=0.9", "certify.count=null", "name=x"]
+    )
     assert recipe.pretrain.epochs == 2
     assert [v.name for v in recipe.variants] == ["score-erk-0.9", "magnitude-erk-0.8"]
     assert recipe.certify.count is None and recipe.output == "runs/x"
@@ -72,7 +77,9 @@ def test_a_recipe_extends_another(tmp_path):
         "name: base\ndata: {name: digits}\nmodel: {name: mlp, hidden: [8]}\nobjective: {name: benign}\n"
         "pretrain: {epochs: 3, schedule: {name: cosine, final: 0.5}}\n"
     )
-    child.write_text("extends: ../base.yaml\nname: child\npretrain: {batch_size: 7, schedule: {name: step}}\n")
+    child.write_text(
+        "extends: ../base.yaml\nname: child\npretrain: {batch_size: 7, schedule: {name: step}}\n"
+    )
     recipe = load_recipe(child)
     assert (recipe.name, recipe.pretrain.epochs, recipe.pretrain.batch_size) == ("child", 3, 7)
     assert recipe.model.options == {"hidden": [8]}
@@ -113,7 +120,10 @@ def test_the_eps_grid_defaults_to_the_objective():
         ("pretrain.epochs=-1", ["pretrain.epochs", "at least 0", "-1"]),
         ("seed=true", ["seed", "whole number", "true"]),
         ("seed=1.5", ["seed", "whole number", "1.5"]),
-        ("variants.0.sparsity=1.2", ["variants.0.sparsity", "less than 1", "1.2", "fraction of weights removed"]),
+        (
+            "variants.0.sparsity=1.2",
+            ["variants.0.sparsity", "less than 1", "1.2", "fraction of weights removed"],
+        ),
         ("variants.0.sparsity=-0.1", ["variants.0.sparsity", "at least 0"]),
         ("variants.0.criterion=magnitud", ["criterion", "magnitude"]),
         ("variants.0.budget=erg", ["budget", "erk"]),
@@ -186,7 +196,11 @@ def test_differences_are_those_that_change_weights():
         "objective.eps: 0.02 -> 0.3",
         "pretrain.epochs: 4 -> 9",
     ]
-    more = [{"criterion": "score", "sparsity": 0.8}, {"criterion": "magnitude", "sparsity": 0.8}, {"dense": True}]
+    more = [
+        {"criterion": "score", "sparsity": 0.8},
+        {"criterion": "magnitude", "sparsity": 0.8},
+        {"dense": True},
+    ]
     assert changed(f"variants={yaml.safe_dump(more, default_flow_style=True)}") == []  # one more does no harm
     fewer = changed("variants=[{dense: true}]")
     assert any("variants.score-erk-0.8" in line for line in fewer)

@@ -1,0 +1,113 @@
+"""The verdicts of a run: which images, which network, and the ledger they are written to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from certifiers.certify import certify
+from certifiers.errors import InputError
+from certifiers.threat import LinfBall
+from certifiers.verdict import Ledger, model_hash, summarise
+from certprune.progress import Progress
+from certprune.runs import Run
+
+
+def certify_run(run: Run, data: Any, device: torch.device, progress: Progress | None = None) -> None:
+    """Certify every variant at every eps that the recipe lists; what is decided already is skipped."""
+    for variant in run.recipe.variants:
+        for eps in run.recipe.eps_grid:
+            certify_network(run, variant.name, eps, data, device, progress=progress)
+
+
+def certify_network(
+    run: Run,
+    variant: str,
+    eps: float,
+    data: Any,
+    device: torch.device,
+    *,
+    methods: Sequence[str] | None = None,
+    indices: range | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Decide images of one network at one eps; returns the ledger, whose earlier verdicts stand.
+
+    ``methods``: cheapest first (default: the recipe's; others get a ledger of their own name).
+    ``indices``: numbers in the recipe's split (default: the first ``count`` that the recipe asks for).
+    Raises :class:`InputError` if the network is not trained yet, or the ledger is another network's.
+    """
+    progress = progress or Progress()
+    settings = run.recipe.certify
+    methods = tuple(methods or settings.methods)
+    split = getattr(data, settings.split)
+    numbers = _checked_indices(indices, settings.count, len(split.y), f"{data.name} {settings.split}")
+    stage = "pretrain" if variant == "pretrain" else "finetune"
+    record = run.stage_record(stage, variant)
+    model = run.load_model(variant, stage).to(device)
+    path = run.ledger_path(variant, eps)
+    if methods != settings.methods:
+        path = path.with_name(f"{path.stem}-{'+'.join(methods)}.jsonl")
+    header = {
+        "model": model_hash(model),
+        "data": data.name,
+        "split": settings.split,
+        "eps": eps,
+        "norm": "linf",
+        "method": "+".join(methods),
+        "attack_steps": settings.attack_steps,
+        "attack_restarts": settings.attack_restarts,
+        "variant": variant,
+        "sparsity": record["sparsity"]["total"],
+        "seed": run.recipe.seed,
+    }
+    with Ledger(path, header) as ledger:
+        decided = len(ledger.decided.intersection(numbers))
+        if decided == len(numbers):
+            return path
+        progress.begin(f"{variant} · certify eps {eps:g}", len(numbers), done=decided)
+        before = [decided]
+
+        def note(now: int, _: int) -> None:
+            progress.advance(now - before[-1])
+            before.append(now)
+
+        certify(
+            model,
+            split.x[numbers.start : numbers.stop],
+            split.y[numbers.start : numbers.stop],
+            LinfBall(eps),
+            method=methods,
+            attack_steps=settings.attack_steps,
+            attack_restarts=settings.attack_restarts,
+            batch_size=settings.batch_size,
+            indices=numbers,
+            ledger=ledger,
+            on_batch=note,
+            seed=run.recipe.seed,
+        )
+        wanted = set(numbers)
+        found = summarise([verdict for verdict in ledger.verdicts if verdict.index in wanted])
+    progress.end(
+        f"clean {_percent(found.clean)}, attack {_percent(found.attack)}, certified "
+        f"{_percent(found.certified)}"
+    )
+    return path
+
+
+def _checked_indices(indices: range | None, count: int | None, available: int, where: str) -> range:
+    if indices is None:
+        return range(min(count or available, available))
+    if not 0 <= indices.start < indices.stop <= available:
+        raise InputError(
+            f"The images to certify must be a part of 0:{available} (the {where} images), but "
+            f"{indices.start}:{indices.stop} came."
+        )
+    return indices
+
+
+def _percent(accuracy: Any) -> str:
+    return f"{100 * accuracy.value:.1f} %"

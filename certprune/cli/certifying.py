@@ -1,0 +1,145 @@
+"""``certify``, ``curve`` and ``report``: verdicts, and what is made of them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from certifiers.errors import InputError
+from certprune.cli.app import app, console
+
+
+@app.command()
+def certify(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, e.g. runs/demo.")],
+    method: Annotated[
+        list[str] | None, typer.Option(help="Repeat to try several, cheapest first. Default: the recipe's.")
+    ] = None,
+    eps: Annotated[
+        list[str] | None,
+        typer.Option(help="In pixel units, 0.1 or 2/255; repeat for several. Default: the recipe's."),
+    ] = None,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(help="Repeat for several; 'pretrain' too. Default: the recipe's variants."),
+    ] = None,
+    index: Annotated[str | None, typer.Option(metavar="A:B", help="Images A to B - 1 of the split.")] = None,
+    count: Annotated[int | None, typer.Option(help="The first so many images of the split.")] = None,
+) -> None:
+    """Decide images of a run's networks, into its ledgers; skips what is decided, goes on after a cut."""
+    from certprune.certifying import certify_network
+    from certprune.data import load_data
+    from certprune.progress import make_progress
+    from certprune.reports import read_run, rich_table, summary_rows
+    from certprune.runs import locked, open_run
+    from certprune.stages import use_machine
+
+    work = open_run(folder)
+    recipe = work.recipe
+    names = variant or [known.name for known in recipe.variants]
+    for name in names:
+        if name != "pretrain" and recipe.variant(name) is None:
+            known = ", ".join(["pretrain", *(v.name for v in recipe.variants)])
+            raise InputError(f"The run {folder} has no variant {name!r}. It has: {known}.")
+    radii = [_radius(text) for text in eps] if eps else list(recipe.eps_grid)
+    if not radii:
+        raise InputError(
+            "Neither the recipe nor the command says at which eps to certify. Give --eps, e.g. --eps 0.1."
+        )
+    numbers = _indices(index, count)
+    _check_methods(method)
+    device = use_machine(recipe)
+    data = load_data(
+        recipe.data.name, seed=recipe.seed, validation=recipe.data.validation, **recipe.data.options
+    )
+    screen = console()
+    progress = make_progress(screen)
+    ledgers = []
+    with locked(work.folder):
+        try:
+            for name in names:
+                for radius in radii:
+                    ledgers.append(
+                        certify_network(
+                            work,
+                            name,
+                            radius,
+                            data,
+                            device,
+                            methods=method,
+                            indices=numbers,
+                            progress=progress,
+                        )
+                    )
+        finally:
+            progress.close()
+    if not method:
+        view = read_run(work.folder)
+        rows = [row for radius in radii for row in summary_rows(view, eps=radius) if row.variant in names]
+        screen.print(rich_table(rows))
+    for path in ledgers:
+        screen.print(f"Ledger: {path}", soft_wrap=True)
+
+
+@app.command()
+def curve(
+    ledgers: Annotated[
+        list[str], typer.Argument(metavar="LEDGER...", help="Ledgers, or logs of smoothing papers.")
+    ],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="The picture (.png, .pdf, .svg) or table (.csv) to write.")
+    ],
+) -> None:
+    """Draw certified accuracy against eps, of one or more ledgers; writes the figures beside it as CSV."""
+    from certprune.reports import write_curves
+
+    for path in write_curves(ledgers, out):
+        console().print(f"Wrote {path}", soft_wrap=True)
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="One or more run folders.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Where to write the page.")] = None,
+) -> None:
+    """Write one self-contained HTML page: tables, curves, per-layer sparsity, provenance."""
+    from certprune.reports import write_report
+
+    console().print(f"Report: {write_report(folders, out)}", soft_wrap=True)
+
+
+def _radius(text: str) -> float:
+    match = re.fullmatch(r"\s*([0-9.eE+-]+?)\s*(?:/\s*([0-9.]+))?\s*", text)
+    try:
+        value = float(match[1]) / float(match[2] or 1) if match else -1.0
+    except (ValueError, ZeroDivisionError):
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise InputError(f"--eps must be a number of at least 0, like 0.1 or 2/255, but {text!r} came.")
+    return value
+
+
+def _indices(index: str | None, count: int | None) -> range | None:
+    if index is not None and count is not None:
+        raise InputError("--index and --count both say which images to certify. Give one of them.")
+    if count is not None:
+        if count < 1:
+            raise InputError(f"--count must be at least 1, but {count} came.")
+        return range(count)
+    if index is None:
+        return None
+    match = re.fullmatch(r"(\d+):(\d+)", index)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise InputError(f"--index must be A:B with A below B, e.g. 0:100, but {index!r} came.")
+    return range(int(match[1]), int(match[2]))
+
+
+def _check_methods(methods: list[str] | None) -> None:
+    from certifiers.certify import METHODS
+    from certprune.registry import look_up
+
+    for method in methods or ():
+        look_up("method", method, METHODS)

@@ -1,0 +1,97 @@
+"""``run`` and ``demo``: all stages of a recipe."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from certifiers.errors import InputError
+from certprune.cli.app import app, console
+
+STAGES = ("pretrain", "prune", "finetune", "certify", "report")
+
+
+@app.command()
+def run(
+    config: Annotated[str, typer.Argument(help="A recipe (YAML), or the folder of a run to go on with.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="e.g. pretrain.epochs=2 variants.0.sparsity=0.9"),
+    ] = None,
+    stage: Annotated[str | None, typer.Option(help=f"Only this stage: {', '.join(STAGES)}.")] = None,
+) -> None:
+    """Do all stages of a recipe; goes on by itself where it was cut off."""
+    if stage is not None and stage not in STAGES:
+        raise InputError(f"--stage must be one of {', '.join(STAGES)}, but {stage!r} came.")
+    recipe = Path(config) / "config.yaml" if Path(config).is_dir() else Path(config)
+    changes = list(settings or ())
+    if recipe.name == "config.yaml":  # the folder may have been moved: it is where it is
+        changes.insert(0, f"output={json.dumps(str(recipe.parent))}")
+    execute(recipe, changes, STAGES if stage is None else (stage,))
+
+
+@app.command()
+def demo(
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe.")
+    ] = None,
+) -> None:
+    """The main job, small, on embedded data: pretrain, prune, finetune, certify, report."""
+    recipe = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
+    if not recipe.is_file():
+        raise InputError(
+            f"The demo's recipe is not here ({recipe}): recipes come with the source checkout, not with the "
+            f"installed "
+            "package. Get the repository and run `make demo` there, or write a recipe and use `certprune "
+            "run`."
+        )
+    execute(recipe, list(settings or ()), STAGES)
+
+
+def execute(path: Path, settings: list[str], stages: tuple[str, ...]) -> None:
+    """Do ``stages`` of the recipe at ``path``, then show the table and where the report is."""
+    from certprune.recipes import load_recipe
+
+    recipe = load_recipe(path, settings)
+
+    import torch
+
+    from certprune.certifying import certify_run
+    from certprune.data import load_data
+    from certprune.progress import make_progress
+    from certprune.provenance import command_line
+    from certprune.runs import check_startable, locked, start_run
+    from certprune.stages import check_network, run_stages, use_machine
+
+    check_startable(recipe)
+    device = use_machine(recipe)
+    data = load_data(
+        recipe.data.name, seed=recipe.seed, validation=recipe.data.validation, **recipe.data.options
+    )
+    check_network(recipe, data)
+    screen = console()
+    progress = make_progress(screen)
+    with locked(recipe.output):
+        work = start_run(recipe, command_line(), torch.get_num_threads(), str(device))
+        try:
+            run_stages(work, data, device, stages, progress)
+            if "certify" in stages:
+                certify_run(work, data, device, progress)
+        finally:
+            progress.close()
+        if "report" in stages:
+            finish(work.folder, recipe.main_eps, screen)
+
+
+def finish(folder: Path, eps: float | None, screen: Any) -> None:
+    """Write the report, print the table at ``eps`` and the report's path."""
+    from certprune.reports import read_run, rich_table, summary_rows, write_report
+
+    page = write_report([folder])
+    rows = summary_rows(read_run(folder), eps=eps)
+    if rows:
+        screen.print(rich_table(rows))
+    screen.print(f"Report: {page}", soft_wrap=True)
