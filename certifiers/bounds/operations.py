@@ -16,26 +16,32 @@ An operation holds concrete tensors (the effective weights of one step) and no s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-class Interval(NamedTuple):
-    """A box by centre and radius, both ``(batch, *shape)``."""
+class Interval:
+    """A box by centre and radius, both ``(batch, *shape)``; its ends are computed once, when first asked for."""
 
-    centre: Tensor
-    radius: Tensor
+    __slots__ = ("_lower", "_upper", "centre", "radius")
+
+    def __init__(self, centre: Tensor, radius: Tensor):
+        self.centre, self.radius = centre, radius
+        self._lower: Tensor | None = None
+        self._upper: Tensor | None = None
 
     @property
     def lower(self) -> Tensor:
-        return self.centre - self.radius
+        if self._lower is None:
+            self._lower = self.centre - self.radius
+        return self._lower
 
     @property
     def upper(self) -> Tensor:
-        return self.centre + self.radius
+        if self._upper is None:
+            self._upper = self.centre + self.radius
+        return self._upper
 
     @staticmethod
     def between(lower: Tensor, upper: Tensor) -> Interval:
@@ -192,23 +198,65 @@ class ReLU:
     def interval(self, box: Interval) -> Interval:
         return Interval.between(self.forward(box.lower), self.forward(box.upper))
 
-    def relaxation(self, box: Interval) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(self, rows: Tensor, box: Interval) -> tuple[tuple[Tensor], Tensor]:
         """CROWN's two lines: ``lower_slope * x <= f(x) <= upper_slope * x + intercept`` on the box.
 
         The upper line is the chord; the lower slope (1, or ``slope``) is the one that leaves the smaller area
-        (Zhang et al. 2018, arXiv 1811.00866). Stable units come out exact.
+        (Zhang et al. 2018, arXiv 1811.00866). Stable units come out exact. Negative coefficients take the upper
+        line, the others the lower.
         """
-        lower = box.lower.clamp(max=0)
-        # A unit that is exactly zero would divide 0 by 0; the wider interval is still sound.
-        upper = torch.maximum(box.upper.clamp(min=0), lower + 1e-8)
-        upper_slope = (upper - self.slope * lower) / (upper - lower)
-        lower_slope = torch.where(upper > -lower, 1.0, self.slope).to(upper)
-        return lower_slope, upper_slope, (self.slope - upper_slope) * lower
+        carry = _relu_rows if torch.compiler.is_compiling() else _ReLURows.apply
+        row, constant = carry(rows, box.lower.unsqueeze(1), box.upper.unsqueeze(1), self.slope)
+        return (row,), constant
 
-    def backward(self, rows: Tensor, box: Interval) -> tuple[tuple[Tensor], Tensor]:
-        lower_slope, upper_slope, intercept = (line.unsqueeze(1) for line in self.relaxation(box))
+
+def _relu_lines(lower: Tensor, upper: Tensor, slope: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Lower slope, upper slope, the box's negative end and the width of its part around zero."""
+    below, above = lower.clamp(max=0), upper.clamp(min=0)
+    # Where the box is the single point 0 every slope is right.
+    width = (above - below).clamp(min=torch.finfo(lower.dtype).tiny)
+    upper_slope = ((above - slope * below) if slope else above) / width
+    lower_slope = (upper > -lower).to(lower)
+    return (lower_slope.clamp(min=slope) if slope else lower_slope), upper_slope, below, width
+
+
+def _relu_rows(rows: Tensor, lower: Tensor, upper: Tensor, slope: float) -> tuple[Tensor, Tensor]:
+    """Rows and constant behind a ReLU, in plain arithmetic (what torch.compile fuses by itself)."""
+    lower_slope, upper_slope, below, _ = _relu_lines(lower, upper, slope)
+    constant = total(rows.clamp(max=0) * ((slope - upper_slope) * below))
+    return rows * torch.where(rows >= 0, lower_slope, upper_slope), constant
+
+
+class _ReLURows(torch.autograd.Function):
+    """:func:`_relu_rows` with its gradient written out: a third of the passes over memory, which are the cost."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, lower: Tensor, upper: Tensor, slope: float) -> tuple[Tensor, Tensor]:
+        lower_slope, upper_slope, below, width = _relu_lines(lower, upper, slope)
+        chosen = torch.where(rows >= 0, lower_slope, upper_slope)
+        intercept = below * (slope - upper_slope)
         constant = total(rows.clamp(max=0) * intercept)
-        return (rows * torch.where(rows >= 0, lower_slope, upper_slope),), constant
+        ctx.save_for_backward(rows, chosen, upper_slope, intercept, below, width)
+        ctx.slope = slope
+        return rows * chosen, constant
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_rows: Tensor, grad_constant: Tensor):
+        rows, chosen, upper_slope, intercept, below, width = ctx.saved_tensors
+        grad_constant = grad_constant.reshape(*grad_constant.shape, *[1] * (rows.dim() - 2))
+        to_rows = torch.where(rows >= 0, 0.0, intercept) * grad_constant + grad_rows * chosen
+        if not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
+            return to_rows, None, None, None
+        negative = rows.clamp(max=0)
+        to_intercept, to_slope = negative * grad_constant, negative * grad_rows
+        if rows.shape[1] > 1:
+            to_intercept, to_slope = to_intercept.sum(1, keepdim=True), to_slope.sum(1, keepdim=True)
+        # upper_slope = (above - slope * below) / (above - below) and intercept = below * (slope - upper_slope).
+        to_slope = (to_slope - to_intercept * below) / width
+        to_lower = ((upper_slope - ctx.slope) * (to_slope - to_intercept)).masked_fill_(below == 0, 0.0)
+        to_upper = ((1 - upper_slope) * to_slope).masked_fill_(below <= -width, 0.0)
+        return to_rows, to_lower, to_upper, None
 
 
 @dataclass(frozen=True)
