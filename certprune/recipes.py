@@ -255,7 +255,7 @@ def _unknown_choice(key: str, kind: str, came: Any, context: dict[str, Any]) -> 
 
 
 def _locate(location: Iterable[str | int], content: Any) -> tuple[type[BaseModel] | None, list[str | int]]:
-    """The settings class that holds the last step of ``location``, and the location without pydantic's tags."""
+    """The settings class that holds the last step of ``location``, and it without pydantic's tags."""
     steps = list(location)
     model: Any = Recipe
     holder, path = model, []
