@@ -14,6 +14,7 @@ from .margins import (
     interval_margins,
     linear_margins,
     margin_lower_bounds,
+    needs_clean_batch,
     worst_case_cross_entropy,
 )
 from .region import Region
@@ -29,6 +30,7 @@ __all__ = [
     "interval_margins",
     "linear_margins",
     "margin_lower_bounds",
+    "needs_clean_batch",
     "propagate",
     "trace",
     "worst_case_cross_entropy",

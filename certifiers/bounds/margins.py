@@ -13,7 +13,6 @@ from ..errors import InputError
 from .graph import Network, trace
 from .interval import Intervals, propagate
 from .linear import crown_intervals, elided_bounds, lower_bounds
-from .operations import Interval
 from .region import Region
 
 METHODS = ("ibp", "crown-ibp", "crown")
@@ -45,7 +44,7 @@ def margin_lower_bounds(
     """
     if method not in METHODS:
         raise InputError(f"method should be one of {', '.join(METHODS)}, but is '{method}'.")
-    network = trace(model, tuple(x.shape[1:])).bind(x if _needs_batch(model) else None)
+    network = trace(model, tuple(x.shape[1:])).bind(x if needs_clean_batch(model) else None)
     region = Region.of(x, threat)
     intervals = propagate(network, region)
     if method == "ibp":
@@ -90,7 +89,7 @@ def fused_cross_entropy(model: nn.Module, x: Tensor, y: Tensor, threat) -> Tenso
 
     Guarantee: at least ``cross_entropy(model(x'), y)`` for every x' in the threat set. See :func:`fused_loss`.
     """
-    network = trace(model, tuple(x.shape[1:])).bind(x if _needs_batch(model) else None)
+    network = trace(model, tuple(x.shape[1:])).bind(x if needs_clean_batch(model) else None)
     region = Region.of(x, threat)
     return fused_loss(network, propagate(network, region), region, y)
 
@@ -129,20 +128,7 @@ def _chord(width: Tensor) -> Tensor:
     return torch.where(small, series, -torch.expm1(-safe) / safe)
 
 
-def _needs_batch(model: nn.Module) -> bool:
-    """BatchNorm in training mode (or without running statistics) takes its statistics from the clean batch."""
+def needs_clean_batch(model: nn.Module) -> bool:
+    """Whether ``bind`` needs the clean inputs: BatchNorm in training mode (or without running statistics) takes its statistics from them."""
     norms = (nn.BatchNorm1d, nn.BatchNorm2d)
     return any(isinstance(m, norms) and (m.training or m.running_mean is None) for m in model.modules())
-
-
-__all__ = [
-    "METHODS",
-    "Interval",
-    "fused_cross_entropy",
-    "fused_loss",
-    "interval_margins",
-    "linear_margins",
-    "margin_lower_bounds",
-    "margin_rows",
-    "worst_case_cross_entropy",
-]

@@ -16,6 +16,7 @@ An operation holds concrete tensors (the effective weights of one step) and no s
 from __future__ import annotations
 
 from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor

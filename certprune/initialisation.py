@@ -1,0 +1,53 @@
+"""First weights. What training by interval bounds starts from decides whether it gets anywhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from certprune.registry import look_up
+
+
+@torch.no_grad()
+def ibp_initialise(model: nn.Module, generator: torch.Generator) -> None:
+    """Weights from N(0, 2 pi / n^2), n the fan-in, biases 0 (Shi et al. 2021, arXiv 2103.17268).
+
+    With it the expected width of interval bounds stays the same from layer to layer; the usual starts let it
+    grow with the width of the layers.
+    """
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            fan_in = module.weight[0].numel()
+            noise = torch.randn(module.weight.shape, generator=generator, dtype=torch.float64)
+            module.weight.copy_(noise * (math.sqrt(2 * math.pi) / fan_in))
+            if module.bias is not None:
+                module.bias.zero_()
+
+
+@torch.no_grad()
+def default_initialise(model: nn.Module, generator: torch.Generator) -> None:
+    """Each layer's own ``reset_parameters``, drawn from the seed."""
+    seed = int(torch.randint(2**62, (), generator=generator))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in model.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+
+
+INITIALISATIONS: dict[str, Callable[[nn.Module, torch.Generator], None]] = {
+    "ibp": ibp_initialise,
+    "default": default_initialise,
+}
+
+
+def initialise(model: nn.Module, name: str, seed: int) -> None:
+    """Give ``model`` its first weights in place; the same seed gives the same weights on every machine.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    look_up("initialisation", name, INITIALISATIONS)(model, torch.Generator().manual_seed(seed))

@@ -1,0 +1,104 @@
+"""Certified training by interval bounds (IBP) and by CROWN-IBP: minimise what can be proven."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from certifiers.bounds import (
+    Intervals,
+    Network,
+    Region,
+    fused_loss,
+    interval_margins,
+    linear_margins,
+    needs_clean_batch,
+    propagate,
+    trace,
+    worst_case_cross_entropy,
+)
+
+from .base import Figures, RobustObjective, Weight, clean_figures
+from .warmup import WarmUp
+
+
+class Bounded(NamedTuple):
+    """One step's network with its boxes, shared by every bound of the step."""
+
+    network: Network
+    region: Region
+    intervals: Intervals
+    y: Tensor
+
+
+class IBP(RobustObjective):
+    """``kappa * clean + (1 - kappa) * worst case``, the worst case by interval bounds (Gowal et al. 2018).
+
+    ``kappa`` moves along the ramp with eps. ``warm_up`` weighs the regularisers of Shi et al. 2021 while eps grows
+    (see :class:`~certprune.objectives.warmup.WarmUp`).
+    """
+
+    name: Literal["ibp"] = "ibp"
+    kappa: Weight = Weight()
+    warm_up: WarmUp = WarmUp()
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, progress: float) -> tuple[Tensor, Figures]:
+        ramp = self.ramp(progress)
+        eps, kappa = self.eps * ramp, self.kappa(ramp)
+        graph = trace(model, tuple(x.shape[1:]))
+        clean = kappa > 0 or needs_clean_batch(model) or not torch.is_grad_enabled()
+        network = graph.bind(x if clean else None)
+        region = Region.of(x, self.threat_at(eps, x))
+        step = Bounded(network, region, propagate(network, region), y)
+
+        ibp = interval_margins(network, step.intervals, y)
+        robust = self.robust_loss(step, ibp, ramp).mean()
+        figures = {"robust_loss": robust.detach(), "certified_accuracy": _certified(ibp, y).detach()}
+        loss = robust
+        if clean:
+            figures |= clean_figures(network.logits, y)
+            if kappa > 0:
+                loss = kappa * F.cross_entropy(network.logits, y) + (1 - kappa) * robust
+        if self.warm_up.weight and ramp < 1:
+            extra = self.warm_up.loss(network, step.intervals)
+            loss = loss + self.warm_up.weight * (1 - ramp) * extra
+            figures["warm_up_loss"] = extra.detach()
+        figures |= {"eps": torch.tensor(eps), "kappa": torch.tensor(kappa)}
+        return loss, figures
+
+    def robust_loss(self, step: Bounded, ibp: Tensor, ramp: float) -> Tensor:
+        """Upper bounds (batch,) of the worst-case cross-entropy; ``ibp``: the interval margins."""
+        return worst_case_cross_entropy(ibp, step.y)
+
+
+class CrownIBP(IBP):
+    """IBP with a backward linear bound mixed in (Zhang et al. 2020, arXiv 1906.06316).
+
+    ``beta`` is the share of CROWN-IBP in the bound, the rest is IBP; it moves along the ramp. With ``fusion`` the
+    loss itself is bounded in one backward row (Xu et al. 2020), and the two losses are mixed; without, the
+    margins are (K-1 rows, several times slower).
+    """
+
+    name: Literal["crown_ibp"] = "crown_ibp"
+    beta: Weight = Weight()
+    fusion: Annotated[bool, Field()] = True
+
+    def robust_loss(self, step: Bounded, ibp: Tensor, ramp: float) -> Tensor:
+        beta = self.beta(ramp)
+        if beta == 0:
+            return worst_case_cross_entropy(ibp, step.y)
+        if self.fusion:
+            fused = fused_loss(step.network, step.intervals, step.region, step.y)
+            return fused if beta == 1 else beta * fused + (1 - beta) * worst_case_cross_entropy(ibp, step.y)
+        linear = linear_margins(step.network, step.intervals, step.region, step.y)
+        return worst_case_cross_entropy(beta * linear + (1 - beta) * ibp, step.y)
+
+
+def _certified(margins: Tensor, y: Tensor) -> Tensor:
+    """The share of inputs whose margins are all positive, by interval bounds alone."""
+    others = torch.ones_like(margins, dtype=torch.bool).scatter(1, y.unsqueeze(1), False)
+    return ((margins > 0) | ~others).all(1).to(margins).mean()
