@@ -10,7 +10,7 @@ import torch
 
 from certifiers.certify import certify
 from certifiers.errors import InputError
-from certifiers.threat import LinfBall
+from certifiers.threat import threat
 from certifiers.verdict import Ledger, model_hash, summarise
 from certprune.progress import Progress
 from certprune.runs import Run
@@ -56,7 +56,7 @@ def certify_network(
         "data": data.name,
         "split": settings.split,
         "eps": eps,
-        "norm": "linf",
+        "norm": run.recipe.norm,
         "method": "+".join(methods),
         "attack_steps": settings.attack_steps,
         "attack_restarts": settings.attack_restarts,
@@ -79,7 +79,7 @@ def certify_network(
             model,
             split.x[numbers.start : numbers.stop],
             split.y[numbers.start : numbers.stop],
-            LinfBall(eps),
+            threat(run.recipe.norm, eps),
             method=methods,
             attack_steps=settings.attack_steps,
             attack_restarts=settings.attack_restarts,
@@ -92,8 +92,7 @@ def certify_network(
         wanted = set(numbers)
         found = summarise([verdict for verdict in ledger.verdicts if verdict.index in wanted])
     progress.end(
-        f"clean {_percent(found.clean)}, attack {_percent(found.attack)}, certified "
-        f"{_percent(found.certified)}"
+        f"clean {_percent(found.clean)}, attack {_percent(found.attack)}, certified {_percent(found.certified)}"
     )
     return path
 

@@ -26,15 +26,11 @@ class State:
 
     def after(self, row: dict[str, Any], model: nn.Module) -> State:
         """The state one epoch on; ``model`` holds the weights that the epoch ended with."""
-        best = (
-            {k: v.detach().clone() for k, v in model.state_dict().items()} if row["selected"] else self.best
-        )
+        best = {k: v.detach().clone() for k, v in model.state_dict().items()} if row["selected"] else self.best
         return State(self.epoch + 1, [*self.history, plain(row)], best)
 
 
-def save_state(
-    folder: Path, stage: str, state: State, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> None:
+def save_state(folder: Path, stage: str, state: State, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Write ``state.pt`` atomically."""
     write_state(
         folder / "state.pt",
@@ -67,11 +63,7 @@ def load_state(
     if not path.exists():
         return None
     found = read_state(path, device)
-    if (
-        found.get("format") != FORMAT
-        or found.get("stage") != stage
-        or not 0 < found.get("epoch", 0) <= epochs
-    ):
+    if found.get("format") != FORMAT or found.get("stage") != stage or not 0 < found.get("epoch", 0) <= epochs:
         raise _foreign(path, f"it is not the state of a {stage} stage of {epochs} epochs")
     for part in ("model", "best"):
         _check_shapes(path, found.get(part), model.state_dict())

@@ -220,9 +220,7 @@ class Recipe(Settings):
         names = [variant.name for variant in value]
         for name in names:
             if name in RESERVED:
-                raise ValueError(
-                    f"a variant cannot be called {name!r}, the name of another folder of the run"
-                )
+                raise ValueError(f"a variant cannot be called {name!r}, the name of another folder of the run")
             if names.count(name) > 1:
                 raise ValueError(f"two variants are called {name!r}; give one of them another name")
         return value
@@ -239,6 +237,11 @@ class Recipe(Settings):
         """The eps that tables show: the objective's if it is certified, else the largest one certified."""
         trained = self.objective.get("eps")
         return trained if trained in self.eps_grid else max(self.eps_grid, default=None)
+
+    @property
+    def norm(self) -> str:
+        """The norm of the threat set that is trained against and certified: "linf" or "l2"."""
+        return self.objective.get("norm", "linf")
 
     def stage_objective(self, stage: str) -> dict[str, Any]:
         """The objective of a stage: the recipe's, with the stage's own changes over it."""

@@ -46,9 +46,7 @@ class PlainProgress(Progress):
     def advance(self, count: int, note: str = "") -> None:
         self.done += count
         if time.monotonic() - self.spoke >= self.interval and self.done < self.total:
-            self._say(
-                f"{self.done} of {self.total} {self.unit}, {self._pace()}" + (f", {note}" if note else "")
-            )
+            self._say(f"{self.done} of {self.total} {self.unit}, {self._pace()}" + (f", {note}" if note else ""))
 
     def epoch(self, number: int, epochs: int, row: Mapping[str, Any]) -> None:
         self._say(f"epoch {number}/{epochs}, {epoch_note(row)}, {self._pace()}")
@@ -106,9 +104,7 @@ class LiveProgress(Progress):
     def end(self, summary: str = "") -> None:
         self.bars.remove_task(self.task)
         took = duration(time.monotonic() - self.began)
-        self.bars.console.print(
-            f"[green]✓[/green] [bold]{self.title}[/bold] {took} {summary}", highlight=False
-        )
+        self.bars.console.print(f"[green]✓[/green] [bold]{self.title}[/bold] {took} {summary}", highlight=False)
 
     def close(self) -> None:
         self.bars.stop()
@@ -122,10 +118,8 @@ def make_progress(console: Any) -> Progress:
 def epoch_note(row: Mapping[str, Any]) -> str:
     """What to say of an epoch: both losses, and validation's clean and certified accuracy where known."""
     validation = row.get("validation", {})
-    parts = [
-        f"loss {_number(row.get('train', {}).get('loss'))}",
-        f"validation {_number(validation.get('loss'))}",
-    ]
+    losses = {"loss": row.get("train", {}).get("loss"), "validation": validation.get("loss")}
+    parts = [f"{word} {_number(loss)}" for word, loss in losses.items() if loss is not None]
     for key, word in (("clean_accuracy", "clean"), ("certified_accuracy", "certified")):
         if validation.get(key) is not None:
             parts.append(f"{word} {100 * validation[key]:.1f} %")
@@ -142,5 +136,5 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _number(value: Any) -> str:
-    return "?" if value is None else f"{value:.4g}"
+def _number(value: float) -> str:
+    return f"{value:.4g}"

@@ -66,12 +66,8 @@ def parse_recipe(content: dict[str, Any], source: str = "the recipe") -> Recipe:
         return Recipe.model_validate(content)
     except ValidationError as error:
         details = error.errors(include_url=False)
-        deeper = {
-            detail["loc"][:-1] for detail in details
-        }  # a list whose items are wrong also counts as too short
-        lines = [
-            _sentence(d, content) for d in details if not (d["type"] == "too_short" and d["loc"] in deeper)
-        ]
+        deeper = {detail["loc"][:-1] for detail in details}  # a list whose items are wrong also counts as too short
+        lines = [_sentence(d, content) for d in details if not (d["type"] == "too_short" and d["loc"] in deeper)]
         lines = [line for line in lines if line]
         count = "one mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
         raise InputError(f"{source} has {count}:\n" + "\n".join(f"- {line}" for line in lines)) from error
@@ -121,13 +117,9 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
             f"There is no recipe {path}{wanted}. Give the path of a YAML file, e.g. one of configs/."
         ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"The recipe {path} cannot be read ({error}). Give the path of a YAML file."
-        ) from error
+        raise InputError(f"The recipe {path} cannot be read ({error}). Give the path of a YAML file.") from error
     except yaml.YAMLError as error:
-        raise InputError(
-            f"The recipe {path} is not valid YAML: {_flat_text(error)}. Mend that line."
-        ) from error
+        raise InputError(f"The recipe {path} is not valid YAML: {_flat_text(error)}. Mend that line.") from error
     if not isinstance(content, dict):
         raise InputError(f"The recipe {path} must hold `key: value` lines, but it holds {_kind(content)}.")
     parent = content.pop("extends", None)
@@ -161,9 +153,7 @@ def _override(content: dict[str, Any], override: str) -> None:
                 )
             step = int(step)
         elif not isinstance(at, dict):
-            raise InputError(
-                f"{override!r}: {'.'.join(steps[:number])} is {_show(at)}, which has no keys below it."
-            )
+            raise InputError(f"{override!r}: {'.'.join(steps[:number])} is {_show(at)}, which has no keys below it.")
         if last:
             at[step] = value
         elif isinstance(at, list) or at.get(step) is not None:
@@ -242,9 +232,7 @@ def _unknown_key(path: Sequence[str | int], model: type[BaseModel] | None) -> st
 
 
 def _unknown_choice(key: str, kind: str, came: Any, context: dict[str, Any]) -> str:
-    expected = (
-        context.get("expected", context.get("expected_tags", "")).replace("'", "").replace(" or ", ", ")
-    )
+    expected = context.get("expected", context.get("expected_tags", "")).replace("'", "").replace(" or ", ", ")
     if kind == "union_tag_not_found":
         return f"{key} must be a mapping with a name, but {_show(came)} came."
     value = came.get("name") if isinstance(came, dict) else came
@@ -261,12 +249,7 @@ def _locate(location: Iterable[str | int], content: Any) -> tuple[type[BaseModel
     holder, path = model, []
     for number, step in enumerate(steps):
         last = number == len(steps) - 1
-        inside = (
-            isinstance(content, dict)
-            and step in content
-            or isinstance(content, list)
-            and isinstance(step, int)
-        )
+        inside = isinstance(content, dict) and step in content or isinstance(content, list) and isinstance(step, int)
         if not inside and not last:  # a union's tag: stands in the location but not in the file
             continue
         holder = model

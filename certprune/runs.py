@@ -96,9 +96,7 @@ def check_startable(recipe: Recipe) -> None:
     """Raise :class:`InputError` unless the recipe's folder is free or holds a run of it; writes nothing."""
     folder = Path(recipe.output)
     if folder.exists() and not folder.is_dir():
-        raise InputError(
-            f"{folder} is a file, but a run needs a folder. Nothing was changed. Give another output=."
-        )
+        raise InputError(f"{folder} is a file, but a run needs a folder. Nothing was changed. Give another output=.")
     if not (folder / "config.yaml").exists():
         ours = {
             ".lock",
@@ -198,9 +196,7 @@ def load_weights(recipe: Recipe, record: dict[str, Any], folder: Path) -> nn.Mod
 
     path = folder / "model.safetensors"
     weights = read_tensors(path)
-    model = build_model(
-        recipe.model.name, tuple(record["input_shape"]), record["classes"], **recipe.model.options
-    )
+    model = build_model(recipe.model.name, tuple(record["input_shape"]), record["classes"], **recipe.model.options)
     expected = model.state_dict()
     for name in sorted(weights.keys() | expected.keys()):
         if name not in weights or name not in expected or weights[name].shape != expected[name].shape:

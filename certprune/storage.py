@@ -86,8 +86,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load(path.read_bytes())
     except FileNotFoundError as error:
         raise InputError(
-            f"There is no weights file {path}. Run the stage that makes it (certprune run), or give another "
-            f"path."
+            f"There is no weights file {path}. Run the stage that makes it (certprune run), or give another path."
         ) from error
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise InputError(
@@ -119,13 +118,9 @@ def read_state(path: Path, device: Any = "cpu") -> dict[str, Any]:
         state = torch.load(path, map_location=device, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"{path} cannot be read as training state ({reason}). {_REMEDY.format(path=path)}"
-        ) from error
+        raise InputError(f"{path} cannot be read as training state ({reason}). {_REMEDY.format(path=path)}") from error
     if not isinstance(state, dict):
-        raise InputError(
-            f"{path} holds a {type(state).__name__}, not training state. {_REMEDY.format(path=path)}"
-        )
+        raise InputError(f"{path} holds a {type(state).__name__}, not training state. {_REMEDY.format(path=path)}")
     return state
 
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import cached
 
 from certifiers.errors import InputError
 from certprune.checkpoints import State, discard_state, load_state, save_state
@@ -121,19 +120,15 @@ def train(
 
 
 @torch.no_grad()
-def validate(
-    model: nn.Module, objective: Objective, split: Any, batch: int, device: torch.device
-) -> dict[str, float]:
+def validate(model: nn.Module, objective: Objective, split: Any, batch: int, device: torch.device) -> dict[str, float]:
     """Mean loss and figures of ``objective`` at progress 1 over ``split``, in evaluation mode."""
     model.eval()
-    sums: dict[str, float] = {}
+    means = _Means()
     for start in range(0, len(split.y), batch):
         x, y = split.x[start : start + batch].to(device), split.y[start : start + batch].to(device)
-        with cached():
-            loss, figures = objective(model, x, y, 1.0)
-        for name, value in {"loss": loss, **figures}.items():
-            sums[name] = sums.get(name, 0.0) + float(value) * len(y)
-    return {name: total / len(split.y) for name, total in sums.items()}
+        loss, figures = objective(model, x, y, 1.0)
+        means.add({"loss": loss, **figures}, len(y))
+    return means.values()
 
 
 def learning_rate(schedule: Schedule, base: float, progress: float) -> float:
@@ -145,9 +140,7 @@ def learning_rate(schedule: Schedule, base: float, progress: float) -> float:
     return base
 
 
-def _epoch(
-    model, parameters, objective, optimizer, images, labels, batches, epoch, plan, progress
-) -> dict[str, Any]:
+def _epoch(model, parameters, objective, optimizer, images, labels, batches, epoch, plan, progress) -> dict[str, Any]:
     """One pass over ``batches`` (steps, batch) of image numbers; the epoch's row without its validation."""
     model.train()
     if not plan.batch_statistics:
@@ -155,15 +148,12 @@ def _epoch(
             if isinstance(module, BATCH_NORMS):
                 module.eval()
     steps = len(batches)
-    sums: dict[str, Tensor] = {}
+    means = _Means()
     for index, chosen in enumerate(batches):
         done = (epoch * steps + index) / (plan.epochs * steps)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(plan.settings.schedule, plan.settings.optimizer.lr, done)
-        with cached():  # effective weights once a step, not once a read
-            loss, figures = objective(
-                model, images[chosen], labels[chosen], done if plan.settings.ramp else 1.0
-            )
+        loss, figures = objective(model, images[chosen], labels[chosen], done if plan.settings.ramp else 1.0)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -172,21 +162,34 @@ def _epoch(
         if plan.settings.clip_gradient is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, plan.settings.clip_gradient, norm)
         optimizer.step()
-        for name, value in {"loss": loss.detach(), **figures}.items():
-            sums[name] = sums[name] + value if name in sums else torch.as_tensor(value)
+        means.add({"loss": loss.detach(), **figures}, len(chosen))
         progress.advance(len(chosen), f"loss {loss.item():.4g}")
-    means = {name: float(total) / steps for name, total in sums.items()}
     return {
         "epoch": epoch + 1,
         "step": (epoch + 1) * steps,
         "lr": optimizer.param_groups[0]["lr"],
-        "train": means,
+        "train": means.values(),
     }
 
 
-def _untrained(
-    model, objective, data, plan: Plan, batch: int, folder: Path, progress: Progress
-) -> TrainResult:
+class _Means:
+    """Means over images. A figure may be absent from some batches: its mean is over those that have it."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Any] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, figures: Mapping[str, Tensor], count: int) -> None:
+        for name, value in figures.items():
+            # float64, and no .item(): a GPU need not wait for each figure of each batch
+            self.sums[name] = self.sums.get(name, 0.0) + value.double() * count
+            self.counts[name] = self.counts.get(name, 0) + count
+
+    def values(self) -> dict[str, float]:
+        return {name: float(total) / self.counts[name] for name, total in self.sums.items()}
+
+
+def _untrained(model, objective, data, plan: Plan, batch: int, folder: Path, progress: Progress) -> TrainResult:
     """The result of no epochs: the weights as they came, judged on the validation split."""
     write_json_lines(folder / "metrics.jsonl", [])
     validation = validate(model, objective, data.validation, batch, plan.device)

@@ -27,9 +27,7 @@ def test_shipped_recipes_survive_the_round_trip(path):
 
 def test_everything_but_four_keys_has_a_default():
     recipe = minimal()
-    assert (
-        recipe.output == "runs/r" and recipe.seed == 0 and recipe.pretrain.ramp and not recipe.finetune.ramp
-    )
+    assert recipe.output == "runs/r" and recipe.seed == 0 and recipe.pretrain.ramp and not recipe.finetune.ramp
     for key in MINIMAL:
         with pytest.raises(InputError, match=f"{key} is missing"):
             parse_recipe({k: v for k, v in MINIMAL.items() if k != key})
@@ -48,9 +46,7 @@ def test_variant_names_say_what_they_are():
 
 
 def test_overrides_reach_into_mappings_and_lists():
-    recipe = load_recipe(
-        SMOKE, ["pretrain.epochs=2", "variants.0.sparsity=0.9", "certify.count=null", "name=x"]
-    )
+    recipe = load_recipe(SMOKE, ["pretrain.epochs=2", "variants.0.sparsity=0.9", "certify.count=null", "name=x"])
     assert recipe.pretrain.epochs == 2
     assert [v.name for v in recipe.variants] == ["score-erk-0.9", "magnitude-erk-0.8"]
     assert recipe.certify.count is None and recipe.output == "runs/x"
@@ -77,9 +73,7 @@ def test_a_recipe_extends_another(tmp_path):
         "name: base\ndata: {name: digits}\nmodel: {name: mlp, hidden: [8]}\nobjective: {name: benign}\n"
         "pretrain: {epochs: 3, schedule: {name: cosine, final: 0.5}}\n"
     )
-    child.write_text(
-        "extends: ../base.yaml\nname: child\npretrain: {batch_size: 7, schedule: {name: step}}\n"
-    )
+    child.write_text("extends: ../base.yaml\nname: child\npretrain: {batch_size: 7, schedule: {name: step}}\n")
     recipe = load_recipe(child)
     assert (recipe.name, recipe.pretrain.epochs, recipe.pretrain.batch_size) == ("child", 3, 7)
     assert recipe.model.options == {"hidden": [8]}

@@ -28,9 +28,7 @@ def make_data(train_images=50, validation_images=20):
 
 def make_model():
     torch.manual_seed(1)
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 2)
-    )
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 2))
 
 
 def cross_entropy(model, x, y, progress):
@@ -47,9 +45,7 @@ def make_plan(epochs=4, **changes):
 def run(folder, model=None, objective=cross_entropy, data=None, plan=None, progress=None):
     model = model or make_model()
     parameters = list(model.parameters())
-    return model, train(
-        model, parameters, objective, data or make_data(), plan or make_plan(), folder, progress
-    )
+    return model, train(model, parameters, objective, data or make_data(), plan or make_plan(), folder, progress)
 
 
 class StopAfter(Progress):
@@ -203,11 +199,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_epoch(tmp_path, spoil
         if progress >= 0.5 and torch.is_grad_enabled():
             weight = model[1].weight
             # sqrt has an infinite slope at 0: a finite loss with a gradient that is not
-            loss = (
-                loss * torch.nan
-                if spoil == "loss"
-                else loss + (weight - weight.detach()).square().sum().sqrt()
-            )
+            loss = loss * torch.nan if spoil == "loss" else loss + (weight - weight.detach()).square().sum().sqrt()
         return loss, figures
 
     with pytest.raises(InputError, match=rf"(?s){spoil}.*epoch 3.*epoch 2 is kept.*learning rate"):
@@ -225,6 +217,15 @@ def test_metrics_have_a_line_an_epoch(tmp_path):
     assert rows[0]["train"]["eps"] == pytest.approx(0.1 * (0 + 1 + 2) / 9 / 3)
     assert rows[0]["validation"]["eps"] == pytest.approx(0.1)
     assert result.seconds == sum(row["seconds"] for row in rows)
+
+
+def test_a_figure_that_some_batches_lack_is_averaged_over_the_others(tmp_path):
+    def sometimes(model, x, y, progress):
+        loss, _ = cross_entropy(model, x, y, progress)
+        return loss, {"extra": torch.tensor(6.0)} if progress == 0 else {}
+
+    _, result = run(tmp_path, objective=sometimes, plan=make_plan(2, ramp=True))
+    assert result.history[0]["train"]["extra"] == 6.0 and "extra" not in result.history[1]["train"]
 
 
 def test_no_epochs_leave_the_weights_and_are_judged(tmp_path):

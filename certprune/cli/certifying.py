@@ -46,15 +46,11 @@ def certify(
             raise InputError(f"The run {folder} has no variant {name!r}. It has: {known}.")
     radii = [_radius(text) for text in eps] if eps else list(recipe.eps_grid)
     if not radii:
-        raise InputError(
-            "Neither the recipe nor the command says at which eps to certify. Give --eps, e.g. --eps 0.1."
-        )
+        raise InputError("Neither the recipe nor the command says at which eps to certify. Give --eps, e.g. --eps 0.1.")
     numbers = _indices(index, count)
     _check_methods(method)
     device = use_machine(recipe)
-    data = load_data(
-        recipe.data.name, seed=recipe.seed, validation=recipe.data.validation, **recipe.data.options
-    )
+    data = load_data(recipe.data.name, seed=recipe.seed, validation=recipe.data.validation, **recipe.data.options)
     screen = console()
     progress = make_progress(screen)
     ledgers = []
@@ -86,12 +82,8 @@ def certify(
 
 @app.command()
 def curve(
-    ledgers: Annotated[
-        list[str], typer.Argument(metavar="LEDGER...", help="Ledgers, or logs of smoothing papers.")
-    ],
-    out: Annotated[
-        Path, typer.Option("-o", "--out", help="The picture (.png, .pdf, .svg) or table (.csv) to write.")
-    ],
+    ledgers: Annotated[list[str], typer.Argument(metavar="LEDGER...", help="Ledgers, or logs of smoothing papers.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The picture (.png, .pdf, .svg) or table (.csv) to write.")],
 ) -> None:
     """Draw certified accuracy against eps, of one or more ledgers; writes the figures beside it as CSV."""
     from certprune.reports import write_curves

@@ -60,16 +60,10 @@ def doctor() -> None:
         found = importlib.util.find_spec(name) is not None
         table.add_row(name, _mark(found), f"for {purpose}" + ("" if found else f": {remedy}"))
     machine = hardware("cpu")
-    table.add_row(
-        "processor", f"{machine['cores']} cores", f"{machine['processor']}, {machine['memory_gb']} GB"
-    )
-    table.add_row(
-        "threads", str(torch.get_num_threads()), f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', '')}"
-    )
+    table.add_row("processor", f"{machine['cores']} cores", f"{machine['processor']}, {machine['memory_gb']} GB")
+    table.add_row("threads", str(torch.get_num_threads()), f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', '')}")
     cuda = torch.cuda.is_available()
-    table.add_row(
-        "cuda", _mark(cuda), torch.cuda.get_device_name() if cuda else f"torch {torch.__version__} sees none"
-    )
+    table.add_row("cuda", _mark(cuda), torch.cuda.get_device_name() if cuda else f"torch {torch.__version__} sees none")
     for row in rows():
         table.add_row(f"data: {row.name}", _mark(row.available), _about(row))
     console().print(table)
@@ -95,9 +89,7 @@ def _bridge(package: str) -> str:
 
 
 def _about(row: Any) -> str:
-    return next(
-        (str(value) for key in ("missing", "note", "summary") if (value := getattr(row, key, None))), ""
-    )
+    return next((str(value) for key in ("missing", "note", "summary") if (value := getattr(row, key, None))), "")
 
 
 def _mark(there: bool) -> str:

@@ -63,14 +63,14 @@ def execute(path: Path, settings: list[str], stages: tuple[str, ...]) -> None:
     from certprune.data import load_data
     from certprune.progress import make_progress
     from certprune.provenance import command_line
-    from certprune.runs import check_startable, locked, start_run
+    from certprune.runs import check_startable, locked, open_run, start_run
     from certprune.stages import check_network, run_stages, use_machine
 
+    if stages in (("certify",), ("report",)):
+        open_run(recipe.output)  # there must be something to certify or report
     check_startable(recipe)
     device = use_machine(recipe)
-    data = load_data(
-        recipe.data.name, seed=recipe.seed, validation=recipe.data.validation, **recipe.data.options
-    )
+    data = load_data(recipe.data.name, seed=recipe.seed, validation=recipe.data.validation, **recipe.data.options)
     check_network(recipe, data)
     screen = console()
     progress = make_progress(screen)
