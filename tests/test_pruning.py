@@ -30,9 +30,9 @@ def test_rounding_is_of_the_decimal_number_not_of_its_float():
 
 
 def test_erk_by_hand():
-    # Kept counts are proportional to the sums of the shapes: 25, 56, 1668 and 110, in all 1859. 1 % of 166248
-    # rounds to 1662, so the shares are 22.35, 50.06, 1491.23 and 98.34. The floors add up to 1661, and the one
-    # left goes to the largest remainder, the first.
+    # Kept counts are proportional to the sums of the shapes: 25, 56, 1668 and 110, in all 1859. 1 % of the
+    # 166248 weights rounds to 1662, so the shares are 22.35, 50.06, 1491.23 and 98.34. The floors add up to
+    # 1661, and the one left goes to the largest remainder, the first.
     assert kept_counts("erk", CNN_SMALL, 0.99) == [23, 50, 1491, 98]
 
 
