@@ -177,7 +177,8 @@ def _decide_right(
             )
         _check_not_contradicted(job, name, bounds, shown, rows, y, numbers)
         # Where rounding puts a bound above what was shown, the latter counts: a tie must not certify.
-        lowest = torch.minimum(bounds, shown.margins[rows]).scatter(1, y[rows, None], math.inf).amin(1)
+        proven = torch.minimum(bounds, shown.margins[rows]).where(bounds.isfinite(), math.nan)
+        lowest = proven.scatter(1, y[rows, None], math.inf).amin(1)  # NaN where a class is
         for row, margin in zip(rows.tolist(), lowest.tolist(), strict=True):
             if outcomes[row].status is Status.unknown:
                 _settle(outcomes[row], name, margin)

@@ -12,8 +12,8 @@ from tests.nets import NETS, images
 def linear(weight: list[list[float]], bias: list[float]) -> nn.Module:
     layer = nn.Linear(len(weight[0]), len(weight)).double()
     with torch.no_grad():
-        layer.weight.copy_(torch.tensor(weight))
-        layer.bias.copy_(torch.tensor(bias))
+        layer.weight.copy_(torch.tensor(weight, dtype=torch.float64))
+        layer.bias.copy_(torch.tensor(bias, dtype=torch.float64))
     return layer.eval()
 
 
