@@ -40,8 +40,7 @@ class LayerSparsity:
 
 @dataclass(frozen=True)
 class SparsityReport:
-    """`total` is the fraction of all `weights` of convolutions and linear layers that is gone, biases not
-    counted."""
+    """`total` is the fraction that is gone of all `weights` of convolutions and linear layers (not biases)."""
 
     total: float
     kept: int

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
+from certifiers.bounds import margin_lower_bounds
 from certifiers.errors import InputError
+from certifiers.threat import LinfBall
 from certprune.masks import (
     FixedMask,
     ScoreMask,
@@ -157,6 +159,26 @@ def test_score_gradient_is_straight_through_exactly(name):
         assert torch.equal(original.grad, gradient * masks[f"{layer_name}.weight"])
         checked += bool(gradient.abs().max() > 0)
     assert checked == len(masks)
+
+
+@pytest.mark.parametrize("name", sorted(NETS))
+@pytest.mark.parametrize("method", ["ibp", "crown-ibp", "crown"])
+def test_bounds_see_the_mask_and_reach_the_scores(name, method):
+    """Bounds of the masked model are the materialised one's to the bit, and so are the gradients."""
+    x, y = images(4)
+    model = sparsify(NETS[name](), 0.7, "score")
+    plain = materialize(model)
+    bounds = [margin_lower_bounds(net, x, y, LinfBall(0.05), method=method) for net in (model, plain)]
+    assert torch.equal(*bounds)
+    for bound in bounds:
+        bound.sum().backward()
+    for weight_name, mask in mask_state(model).items():
+        layer = model.get_submodule(weight_name.removesuffix(".weight"))
+        gradient = plain.get_parameter(weight_name).grad
+        original = layer.parametrizations.weight.original
+        assert gradient[~mask].abs().max() > 0  # of removed weights too
+        assert torch.equal(layer.parametrizations.weight[0].scores.grad, gradient * original.detach())
+        assert torch.equal(original.grad, gradient * mask)
 
 
 @pytest.mark.parametrize("name", sorted(ALL))

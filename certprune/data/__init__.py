@@ -71,14 +71,14 @@ def _idx_files(source: mnist_files.Source, request: Request, download: bool) -> 
 
 
 def _folder(request: Request, size=None, channels=None) -> Found:
-    """your own images, root/train/CLASS/*.png, root/test/...; options: root, size, channels"""
+    """Your own images, root/train/CLASS/*.png, root/test/...; options: root, size, channels"""
     return Found(*from_folder(request.root, size, channels))
 
 
 def _function(
     request: Request, /, function: str | None = None, classes: int | None = None, **options
 ) -> Found:
-    """your own arrays; options: function ("package.module:callable"), classes, and those of the callable"""
+    """Your own arrays; options: function ("package.module:callable"), classes, and those of the callable"""
     if not is_import_path(function):
         raise InputError(
             "The data set 'function' needs the option function, written as 'package.module:callable', but "

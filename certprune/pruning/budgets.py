@@ -43,8 +43,7 @@ def checked_sparsity(sparsity: float) -> Fraction:
 
 
 def uniform(shapes: Shapes, keep: Fraction) -> list[int]:
-    """The same ratio in every layer, rounded to nearest (halves to even), at least one weight; as in
-    HYDRA."""
+    """The same ratio in every layer, as in HYDRA: rounded to nearest (halves to even), at least one weight."""
     return [max(1, round(keep * math.prod(shape))) for shape in shapes]
 
 

@@ -24,12 +24,12 @@ class Criterion:
 
 
 def scaled_start(weight: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """sqrt(6 / fan_in) * |w| / max|w|: HYDRA's start of the scores (Sehwag et al. 2020, section 3.1).
+    """sqrt(6 / fan_in) * |w| / max|w|: HYDRA's scaled start of the scores (Sehwag et al. 2020).
 
     HYDRA starts from the signed weight and ranks |score|. With the straight-through gradient the two descend
     alike: d|s| = sign(s) ds, so |score| there and the score here take the same steps until a score reaches
-    zero. There HYDRA's is reflected, and a weight that training wants gone can come back; here it goes on to
-    negative values and stays ranked last. The order at the start is that of the magnitudes.
+    zero. There |score| is reflected and hovers about zero; the score here goes on below zero, so that it is
+    ranked by how long training has wanted the weight gone. The order at the start is that of the magnitudes.
     """
     magnitudes = weight.abs()
     largest = magnitudes.max()

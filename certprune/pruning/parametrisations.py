@@ -9,8 +9,8 @@ from torch import nn
 def top_mask(scores: torch.Tensor, kept: int) -> torch.Tensor:
     """True at exactly the `kept` largest finite scores; among equal ones the lower (row-major) index wins.
 
-    Selection instead of sorting, and no synchronisation with a GPU. `topk` and not the likelier `kthvalue`,
-    since that one has no deterministic version on CUDA.
+    Selection instead of sorting, and no synchronisation with a GPU. `topk`, since `kthvalue`, as fast
+    on the CPU, has no deterministic version on CUDA.
     """
     flat = scores.detach().flatten()
     threshold = flat.topk(kept, sorted=False).values.amin()
@@ -25,7 +25,7 @@ class ScoreMask(nn.Module):
 
     Forward is exact: mask + (scores - scores) is the mask to the bit while scores are finite. Backward is
     straight-through: d/dscores = g * weight and d/dweight = g * mask, g the effective weight's gradient
-    (Ramanujan et al. 2020; HYDRA, eq. 3).
+    (Ramanujan et al. 2020; HYDRA, Sehwag et al. 2020).
     """
 
     def __init__(self, scores: torch.Tensor, kept: int):
