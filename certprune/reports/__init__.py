@@ -1,0 +1,24 @@
+"""Tables, curves and the HTML report. They read run folders and ledgers, and never run a model."""
+
+from certprune.reports.compare import differences
+from certprune.reports.curves import read_curves
+from certprune.reports.files import write_report
+from certprune.reports.plot import write_curves
+from certprune.reports.read import read_run
+from certprune.reports.rows import summary_rows
+from certprune.reports.seeds import aggregate
+from certprune.reports.tables import csv_table, html_table, markdown_table, rich_table
+
+__all__ = [
+    "aggregate",
+    "csv_table",
+    "differences",
+    "html_table",
+    "markdown_table",
+    "read_curves",
+    "read_run",
+    "rich_table",
+    "summary_rows",
+    "write_curves",
+    "write_report",
+]

@@ -1,0 +1,173 @@
+"""What stands behind the figures, as HTML: definitions, provenance, and the command that repeats the run."""
+
+import shlex
+from collections.abc import Iterator
+from html import escape
+from typing import Any
+
+import yaml
+
+from certprune.reports.read import RunView
+from certprune.reports.rows import duration, ordered
+
+METHODS = {
+    "ibp": "interval bounds: each layer maps a box to the smallest box that holds its image",
+    "crown-ibp": "one backward pass of linear bounds (CROWN) through intervals found by interval bounds",
+    "crown": "backward linear bounds for every layer, the intermediate ones included",
+    "alpha-crown": "CROWN with the slopes of its lower bounds optimised for each image",
+    "symbolic": "forward affine forms with error terms (symbolic intervals)",
+}
+
+DEFINITIONS = (
+    (
+        "Clean accuracy",
+        "The fraction of images that the network classifies correctly as they are.",
+    ),
+    (
+        "Certified accuracy",
+        "The fraction of images that are classified correctly and for which it is proven that no allowed change alters "
+        "the class: a lower bound of every logit difference to another class is positive. Every image counts in the "
+        "denominator; undecided ones count as not certified.",
+    ),
+    (
+        "Attack accuracy",
+        "The fraction classified correctly for which projected gradient descent found no allowed change that alters "
+        "the class. The true robust accuracy lies between certified and attack accuracy.",
+    ),
+    (
+        "Allowed changes",
+        "Every pixel, in units of [0, 1], may move by at most eps (ℓ∞), or all pixels together by a Euclidean distance "
+        "of at most eps (ℓ2). The set is cut to the valid range [0, 1], never to the range of the images at hand.",
+    ),
+    (
+        "Order of methods",
+        "Each image is tried by the attack first, then by the methods from the cheapest to the dearest, until one "
+        "decides; that one is named in the ledger.",
+    ),
+    (
+        "Intervals in a run",
+        "95 % Wilson score intervals of a binomial proportion: what other test images of the same kind would give for "
+        "this very network. They say nothing about other training runs.",
+    ),
+    (
+        "Intervals over seeds",
+        "95 % Student t-intervals of the mean over independent training runs; shown only where several are given.",
+    ),
+    (
+        "Differences",
+        "Paired: over the images that both networks were certified on, an adjusted Wald interval (Bonett and Price "
+        "2012); over seeds, a t-interval of the differences of each seed.",
+    ),
+    (
+        "Which weights are kept",
+        "Those of the epoch with the lowest certified loss at the final eps on validation images that are used for "
+        "nothing else. No choice is made on the images that the tables report.",
+    ),
+    (
+        "Sparsity",
+        "The fraction of all prunable weights, over all layers together, that are zero for good.",
+    ),
+    (
+        "Times",
+        "Wall-clock seconds on the machine named in the provenance. Certifying time is the sum over images, the attack "
+        "included; an image's share of a batch is the batch's time divided by its size.",
+    ),
+)
+
+
+def definitions(runs: list[RunView]) -> str:
+    """How each figure was computed, the bound methods that these runs used among it."""
+    used = dict.fromkeys(
+        verdict.method
+        for run in runs
+        for variant in run.variants
+        for ledger in variant.ledgers
+        for verdict in ledger.verdicts
+    )
+    entries = list(DEFINITIONS) + [(f"Method {name}", f"{text}.") for name, text in METHODS.items() if name in used]
+    items = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text[0].upper() + text[1:])}</dd>" for term, text in entries)
+    return f"<dl>{items}</dl>"
+
+
+def provenance(run: RunView) -> str:
+    """Versions, hardware, seed, commit and times; the networks' hashes and the recipe folded away."""
+    facts = [("run folder", str(run.folder)), *_facts(run.provenance)]
+    hashes = [
+        (variant.name, model)
+        for variant, _ in ordered(run).values()
+        for model in sorted({ledger.model for ledger in [*variant.ledgers, *variant.others]})
+    ]
+    recipe = yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)
+    return (
+        f"{_list(facts)}{_times(run)}"
+        + (_folded("The networks certified, by the SHA-256 of their weights", _list(hashes)) if hashes else "")
+        + _folded("The whole recipe", f"<pre>{escape(recipe)}</pre>")
+    )
+
+
+def _facts(record: dict) -> Iterator[tuple[str, str]]:
+    """The provenance record on a few lines; what has lines of its own elsewhere is left out."""
+    for key, value in record.items():
+        name = key.replace("_", " ")
+        if key in ("stages", "command") or value in ([], {}):
+            continue
+        if key == "resumed" and isinstance(value, list):
+            times = "once" if len(value) == 1 else f"{len(value)} times"
+            last = value[-1].get("time") if isinstance(value[-1], dict) else None
+            yield name, times + (f", last at {last}" if last else "")
+        elif isinstance(value, dict):
+            yield name, ", ".join(f"{part} {_known(item)}" for part, item in value.items())
+        elif isinstance(value, list):
+            yield name, ", ".join(map(str, value))
+        else:
+            yield name, _known(value)
+
+
+def _known(value: Any) -> str:
+    return "not known" if value is None else str(value)
+
+
+def _list(facts: list[tuple[str, str]]) -> str:
+    items = "".join(f"<dt>{escape(key)}</dt><dd>{escape(text)}</dd>" for key, text in facts)
+    return f'<dl class="facts">{items}</dl>'
+
+
+def _folded(summary: str, content: str) -> str:
+    return f"<details><summary>{escape(summary)}</summary>{content}</details>"
+
+
+def _times(run: RunView) -> str:
+    rows = []
+    for variant, text in ordered(run).values():
+        for stage in variant.stages.values():
+            what = text if stage.name == "pretrain" else f"{text}: {stage.name}"
+            state = "" if stage.complete else " (not finished)"
+            rows.append((what, f"{stage.epochs} epochs{state}", duration(stage.seconds)))
+        for ledger in variant.ledgers:
+            seconds = duration(ledger.seconds)
+            rows.append((f"{text}: certify at eps {ledger.eps:g}", f"{len(ledger.verdicts):,} images", seconds))
+    if not rows:
+        return ""
+    body = "".join(
+        f'<tr><th scope="row" class="left">{escape(what)}</th><td>{escape(much)}</td><td>{escape(took)}</td></tr>'
+        for what, much, took in rows
+    )
+    return _folded(
+        "Time of every stage",
+        '<div class="scroll"><table><thead><tr><th scope="col" class="left">Stage</th><th scope="col">Work</th>'
+        f'<th scope="col">Time</th></tr></thead><tbody>{body}</tbody></table></div>',
+    )
+
+
+def reproduce(run: RunView) -> str:
+    """The command that made the run, and the one that repeats it from the recipe it kept."""
+    command = run.provenance.get("command")
+    made = f"<p>This run was made by</p><pre>{escape(str(command))}</pre>" if command else ""
+    config = shlex.quote(str(run.folder / "config.yaml"))
+    program = "python run.py" if str(command).startswith("python run.py ") else "certprune"
+    again = f"{program} run {config} {shlex.quote(f'output=runs/{run.name}-again')}"
+    return (
+        f"{made}<p>To repeat it from the recipe kept in its folder:</p><pre>{escape(again)}</pre>"
+        '<p class="note">On the same machine and with the same number of threads the weights come out the same to the '
+        "bit; elsewhere, rounding may differ.</p>"
+    )

@@ -1,0 +1,126 @@
+"""Charts as files: certified accuracy against eps by matplotlib, without pyplot and its global state."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from certifiers.errors import InputError
+from certprune.reports.curves import Curve, curves_csv, read_curves
+from certprune.reports.look import LIGHT, Style, spread, styles
+from certprune.storage import write_bytes, write_text
+
+INK, QUIET = "#20242c", "#6b7280"
+NORMS = {"linf": "eps (ℓ∞, pixels in [0, 1])", "l2": "radius (ℓ2, pixels in [0, 1])"}
+FORMATS = (".png", ".svg", ".pdf")
+NO_DATE = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}  # equal curves give equal files
+
+
+def curve_figure(curves: Sequence[Curve], size: tuple[float, float] = (7.2, 4.2)) -> Figure:
+    """Certified accuracy against eps with Wilson bands, each curve labelled at its end."""
+    figure = Figure(figsize=size, dpi=160, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    looks = styles(curve.network for curve in curves)
+    for curve, style in zip(curves, looks, strict=True):
+        _draw(axes, curve, style)
+    values = [
+        rate for curve in curves for point in curve.points for rate in (point.certified.lower, point.certified.upper)
+    ]
+    low, high = min(values), max(values)
+    room = 0.06 * (high - low) or 0.05
+    axes.set_ylim(max(low - room, -0.005), min(high + room, 1.005))
+    axes.set_xlim(left=0)
+    axes.margins(x=0.02)
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None, symbol=" %"))
+    axes.set_xlabel(NORMS.get(curves[0].norm, f"eps ({curves[0].norm})"), color=INK)
+    axes.set_title("Certified accuracy", loc="left", fontsize=11, color=INK)
+    axes.grid(axis="y", color="#e3e5ea", linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(QUIET)
+    axes.tick_params(colors=INK, length=0, labelsize=9)
+    axes.tick_params(axis="x", length=3, color=QUIET)
+    _end_labels(axes, curves, looks, size[1])
+    return figure
+
+
+def write_curves(paths: Sequence[str | Path], out: str | Path) -> list[Path]:
+    """Draw the curves of ledgers and smoothing logs into ``out`` (PNG, SVG or PDF), their values into a CSV beside it.
+
+    A name that ends in .csv asks for the values alone. Returns the files written. Raises InputError as
+    ``read_curves`` does, and for another kind of ``out``.
+    """
+    return save_curves(read_curves(paths), out)
+
+
+def save_curves(curves: Sequence[Curve], out: str | Path) -> list[Path]:
+    """Write the chart of ``curves`` and the CSV beside it; see :func:`write_curves`."""
+    out = Path(out)
+    kind, table = out.suffix.lower(), out.with_suffix(".csv")
+    if kind not in (*FORMATS, ".csv"):
+        known = ", ".join((*FORMATS, ".csv"))
+        raise InputError(f"A curve can be written as {known}, but '{out}' was asked for. Give it such a name.")
+    if kind in FORMATS:
+        content = io.BytesIO()
+        curve_figure(curves).savefig(content, format=kind[1:], metadata=NO_DATE.get(kind))
+        write_bytes(out, content.getvalue())
+    write_text(table, curves_csv(curves))
+    return [out, table] if kind in FORMATS else [table]
+
+
+def _draw(axes, curve: Curve, style: Style) -> None:
+    xs = [point.eps for point in curve.points]
+    ys = [point.certified.value for point in curve.points]
+    low = [point.certified.lower for point in curve.points]
+    high = [point.certified.upper for point in curve.points]
+    colour = LIGHT[style.slot]
+    dash = (0, tuple(on / 2 for on in style.dash)) if style.dash else "solid"
+    if curve.stepped:  # a radius still counts at itself: the value holds up to and including its point
+        xs, ys, low, high = [*xs, xs[-1]], [*ys, 0.0], [*low, 0.0], [*high, 0.0]
+        axes.fill_between(xs, low, high, step="pre", color=colour, alpha=0.13, linewidth=0)
+        axes.step(xs, ys, where="pre", color=colour, linestyle=dash, linewidth=1.6)
+        return
+    axes.fill_between(xs, low, high, color=colour, alpha=0.13, linewidth=0)
+    axes.plot(
+        xs,
+        ys,
+        color=colour,
+        linestyle=dash,
+        marker=style.marker,
+        markersize=4.5,
+        linewidth=1.8,
+        clip_on=False,
+    )
+
+
+def _end_labels(axes, curves: Sequence[Curve], looks: Sequence[Style], height: float) -> None:
+    """Each label at the height where its curve ends, moved apart just enough to be read."""
+    low, high = axes.get_ylim()
+    right = axes.get_xlim()[1]
+    ends = [0.0 if curve.stepped else curve.points[-1].certified.value for curve in curves]
+    gap = (high - low) * 0.175 / (0.8 * height)  # a line of 9-point text, in data units
+    placed = spread(ends, gap, low, high)
+    for curve, style, end, y in zip(curves, looks, ends, placed, strict=True):
+        x = curve.points[-1].eps
+        axes.annotate(
+            curve.label,
+            xy=(x, end),
+            xytext=(right + 0.03 * right, y),
+            va="center",
+            fontsize=9,
+            color=LIGHT[style.slot],
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": LIGHT[style.slot],
+                "linewidth": 0.6,
+                "alpha": 0.6,
+                "shrinkA": 2,
+                "relpos": (0, 0.5),
+            },
+        )

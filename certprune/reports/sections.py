@@ -1,0 +1,167 @@
+"""What a run achieved, as HTML: the sentence, headline figures, summary table, curve, paired differences.
+
+Every function takes a run that may be unfinished and returns an empty string where there is nothing to show.
+"""
+
+from html import escape
+
+from certprune.reports.compare import BASELINES, differences
+from certprune.reports.curves import Curve, run_curves
+from certprune.reports.look import CRITERIA, percent, styles
+from certprune.reports.read import RunView
+from certprune.reports.rows import Row, network, points, summary_rows
+from certprune.reports.svg import Axes, Line, line_chart, swatch
+from certprune.reports.tables import html_table
+
+NORMS = {"linf": "ℓ∞", "l2": "ℓ2"}
+
+
+def sentence(run: RunView) -> str:
+    """What this run is, in plain words (not escaped)."""
+    config = run.config
+    objective = config.get("objective", {})
+    trained = f"trained with {objective.get('name', 'an unnamed objective')}"
+    if objective.get("eps") is not None:
+        trained += f" at eps {objective['eps']:g}"
+    text = f"{_name(config, 'model')} on {_name(config, 'data')}, {trained}"
+    pruned = [variant for variant in run.variants if variant.sparsity and variant.criterion]
+    if pruned:
+        levels = sorted({variant.sparsity for variant in pruned})
+        criteria = dict.fromkeys(CRITERIA.get(variant.criterion, variant.criterion) for variant in pruned)
+        text += f", pruned to {_listed(percent(level, 2) for level in levels)} sparsity by {_listed(criteria)}"
+    ledgers = [ledger for variant in run.variants for ledger in variant.ledgers]
+    if not ledgers:
+        return f"{text}. Nothing is certified yet."
+    images = max(len(ledger.verdicts) for ledger in ledgers)
+    split = ledgers[0].header.get("split", "test")
+    many = ", each at several eps" if len(run.eps_grid) > 1 else ""
+    return f"{text}; certified on {images:,} {split} images{many}. Seed {run.seed}."
+
+
+def headline(run: RunView) -> str:
+    """One card for the dense network and one for the learned criterion at each sparsity, at the main eps."""
+    rows = summary_rows(run, run.main_eps) if run.main_eps is not None else []
+    learned = any(row.criterion and row.criterion not in BASELINES for row in rows)
+    chosen = [row for row in rows if not (learned and row.criterion in BASELINES) and row.variant != "pretrain"]
+    if not chosen:
+        return ""
+    gaps = differences([run])
+    by_name = dict(zip((row.variant for row in rows), styles(_networks(run, rows)), strict=True))
+    cards = "".join(_card(run, row, gaps, by_name[row.variant].slot) for row in chosen[:6])
+    return f'<div class="cards">{cards}</div>'
+
+
+def _card(run: RunView, row: Row, gaps, slot: int) -> str:
+    kept = f"{row.kept:,} of {row.weights:,} weights" if row.kept is not None and row.weights else ""
+    against = [gap for gap in gaps if gap.variant == row.variant]
+    lines = [kept] + [f"{points(gap.certified, sign=True)[0]} points against {gap.second}" for gap in against]
+    low, high = 100 * row.certified.lower, 100 * row.certified.upper
+    return (
+        f'<div class="card s{slot}"><div class="what">{escape(row.label)}</div>'
+        f'<div class="figure">{100 * row.certified.value:.1f}<small> %</small></div>'
+        f"<p>certified at eps {row.eps:g} [{low:.1f}, {high:.1f}]</p>"
+        + "".join(f"<p>{escape(line)}</p>" for line in lines if line)
+        + "</div>"
+    )
+
+
+def summary(run: RunView) -> str:
+    """The table at the main eps, then the other eps folded away."""
+    if run.main_eps is None:
+        return ""
+    hide = ("eps",)
+    rows = summary_rows(run, run.main_eps)
+    text = html_table(rows, hide) + f'<p class="note">{escape(_about(run, rows))}</p>'
+    others = [eps for eps in run.eps_grid if eps != run.main_eps]
+    if others:
+        tables = "".join(f"<h3>eps {eps:g}</h3>{html_table(summary_rows(run, eps), hide)}" for eps in others)
+        listed = _listed(f"{eps:g}" for eps in others)
+        text += f"<details><summary>The same at eps {listed}</summary>{tables}</details>"
+    return text
+
+
+def other_methods(run: RunView) -> str:
+    """Certificates by other methods than the recipe's, a table for each."""
+    rows = summary_rows(run, others=True)
+    groups = dict.fromkeys((row.method, row.eps) for row in rows)
+    return "".join(
+        f"<h3>{escape(method)}, eps {eps:g}</h3>"
+        + html_table([row for row in rows if (row.method, row.eps) == (method, eps)], hide=("eps",))
+        for method, eps in groups
+    )
+
+
+def _about(run: RunView, rows: list[Row]) -> str:
+    first = rows[0]
+    text = f"At eps {first.eps:g} in {NORMS.get(first.norm, first.norm)}; in brackets, 95 % Wilson intervals."
+    if run.pretrain and run.pretrain.seconds:
+        text += f" Training is each network's own; all share {run.pretrain.seconds:,.0f} s of pretraining."
+    if len({row.n for row in rows}) > 1:
+        text += " The networks were not certified on equally many images: do not compare them yet."
+    return text
+
+
+def curve(run: RunView, compact: bool = False) -> str:
+    """Certified accuracy against eps; two drawings, of which the page shows the one that fits."""
+    curves = run_curves(run)
+    if not curves:
+        return ""
+    looks = styles(item.network for item in curves)
+    lines = [_line(item, style) for item, style in zip(curves, looks, strict=True)]
+    grid = sorted({point.eps for item in curves for point in item.points})
+    axes = Axes(
+        x_label=f"eps ({NORMS.get(curves[0].norm, curves[0].norm)}, pixels in [0, 1])",
+        y_label="Certified accuracy",
+        y_format=lambda value: f"{100 * value:.1f}".removesuffix(".0") + " %",
+        y_limit=(0.0, 1.0),
+        x_ticks=tuple(grid),
+    )
+    legend = "".join(f"<li>{swatch(line.style)}{escape(line.label)}</li>" for line in lines)
+    narrow = line_chart(lines, axes, 380, 300, direct=False)
+    if compact:
+        return f'<figure>{narrow}<ul class="legend">{legend}</ul></figure>'
+    return (
+        f'<figure><div class="wide">{line_chart(lines, axes, 980, 430)}</div>'
+        f'<div class="narrow">{narrow}<ul class="legend">{legend}</ul></div>'
+        "<figcaption>Certified accuracy against eps, with 95 % Wilson bands. The points are measured; the lines "
+        "between them only guide the eye. At eps 0 it is the clean accuracy. Colour tells the sparsity, the line "
+        "style how the kept weights were chosen.</figcaption></figure>"
+    )
+
+
+def _line(item: Curve, style) -> Line:
+    return Line(
+        label=item.label,
+        xs=[point.eps for point in item.points],
+        ys=[point.certified.value for point in item.points],
+        lower=[point.certified.lower for point in item.points],
+        upper=[point.certified.upper for point in item.points],
+        style=style,
+    )
+
+
+def paired(run: RunView) -> str:
+    """The paired differences over images at the main eps."""
+    gaps = differences([run])
+    if not gaps:
+        return ""
+    return (
+        html_table(gaps, hide=("eps",))
+        + '<p class="note">Certified accuracy of the network less that of the one it is '
+        f"compared with, at eps {gaps[0].eps:g}, on the same images. In brackets, a 95 % interval for paired "
+        "proportions; one that leaves out 0 is a difference that these test images can tell.</p>"
+    )
+
+
+def _networks(run: RunView, rows: list[Row]):
+    return [network(run.variant(row.variant)) for row in rows]
+
+
+def _name(config: dict, key: str) -> str:
+    value = config.get(key)
+    return str(value.get("name", f"an unnamed {key}")) if isinstance(value, dict) else str(value or f"an unnamed {key}")
+
+
+def _listed(items) -> str:
+    items = list(items)
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
