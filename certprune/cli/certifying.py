@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,10 +30,10 @@ def certify(
     count: Annotated[int | None, typer.Option(help="The first so many images of the split.")] = None,
 ) -> None:
     """Decide images of a run's networks, into its ledgers; skips what is decided, goes on after a cut."""
+    from certifiers.verdict import read_ledger, summarise
     from certprune.certifying import certify_network
     from certprune.data import load_data
     from certprune.progress import make_progress
-    from certprune.reports import read_run, rich_table, summary_rows
     from certprune.runs import locked, open_run
     from certprune.stages import use_machine
 
@@ -72,18 +72,16 @@ def certify(
                     )
         finally:
             progress.close()
-    if not method:
-        view = read_run(work.folder)
-        rows = [row for radius in radii for row in summary_rows(view, eps=radius) if row.variant in names]
-        screen.print(rich_table(rows))
     for path in ledgers:
-        screen.print(f"Ledger: {path}", soft_wrap=True)
+        found = summarise(read_ledger(path)[1])
+        figures = (f"{word} {_percent(getattr(found, word))}" for word in ("clean", "attack", "certified"))
+        screen.print(f"{path}: {found.n} images, {', '.join(figures)}", soft_wrap=True)
 
 
 @app.command()
 def curve(
     ledgers: Annotated[list[str], typer.Argument(metavar="LEDGER...", help="Ledgers, or logs of smoothing papers.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The picture (.png, .pdf, .svg) or table (.csv) to write.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The picture to write: .png, .svg or .pdf.")],
 ) -> None:
     """Draw certified accuracy against eps, of one or more ledgers; writes the figures beside it as CSV."""
     from certprune.reports import write_curves
@@ -101,6 +99,10 @@ def report(
     from certprune.reports import write_report
 
     console().print(f"Report: {write_report(folders, out)}", soft_wrap=True)
+
+
+def _percent(accuracy: Any) -> str:
+    return f"{100 * accuracy.value:.1f} % [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
 
 
 def _radius(text: str) -> float:

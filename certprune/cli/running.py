@@ -83,15 +83,18 @@ def execute(path: Path, settings: list[str], stages: tuple[str, ...]) -> None:
         finally:
             progress.close()
         if "report" in stages:
-            finish(work.folder, recipe.main_eps, screen)
+            finish(work, screen)
 
 
-def finish(folder: Path, eps: float | None, screen: Any) -> None:
-    """Write the report, print the table at ``eps`` and the report's path."""
-    from certprune.reports import read_run, rich_table, summary_rows, write_report
+def finish(run: Any, screen: Any) -> None:
+    """Write the report and the files beside it, print the table at the main eps and the report's path."""
+    from certprune.reports import read_run, rich_table, summary_rows, write_run_files
 
-    page = write_report([folder])
-    rows = summary_rows(read_run(folder), eps=eps)
+    page = write_run_files(run.folder)
+    eps = run.recipe.main_eps
+    rows = summary_rows(read_run(run.folder), eps=eps)
     if rows:
-        screen.print(rich_table(rows))
+        where = f"{rows[0].n:,} {run.recipe.data.name} {run.recipe.certify.split} images"
+        screen.print()
+        screen.print(rich_table(rows, title=f"{run.recipe.norm} eps {eps:g}, {where}"))
     screen.print(f"Report: {page}", soft_wrap=True)
