@@ -210,7 +210,7 @@ class _Builder:
     def _finish(self, nodes: list[Node], result: Any) -> Graph:
         shape = tuple(self.runs[0][result].shape) if isinstance(result, fx.Node) and self._is_tensor(result) else None
         if shape is None or len(shape) != 2 or result not in self.places:
-            raise InputError(f"The model should return logits of shape (batch, classes), but returns {shape or result}.")
+            raise InputError(f"The model should return logits of shape (batch, classes), but returns {shape}.")
         place = self.places[result]
         return Graph(nodes[: place + 1], shape[1], self.owners)
 

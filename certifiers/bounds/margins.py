@@ -129,6 +129,6 @@ def _chord(width: Tensor) -> Tensor:
 
 
 def needs_clean_batch(model: nn.Module) -> bool:
-    """Whether ``bind`` needs the clean inputs: BatchNorm in training mode (or without running statistics) takes its statistics from them."""
+    """Whether ``bind`` needs the clean inputs: some BatchNorm takes its statistics from them."""
     norms = (nn.BatchNorm1d, nn.BatchNorm2d)
     return any(isinstance(m, norms) and (m.training or m.running_mean is None) for m in model.modules())

@@ -303,7 +303,8 @@ class MaxPool2d:
 
     def _window_entries(self, upper: Tensor, position: Tensor, size: torch.Size):
         """Each of the kernel's entries in turn: the value it reads in every window, and from which pixel."""
-        spare = [(n - 1) * s + d * (k - 1) + 1 for n, s, d, k in zip(size, self.stride, self.dilation, self.kernel, strict=True)]  # fmt: skip
+        extent = zip(size, self.stride, self.dilation, self.kernel, strict=True)
+        spare = [(out - 1) * stride + dilation * (kernel - 1) + 1 for out, stride, dilation, kernel in extent]
         below = max(spare[0] - upper.shape[-2] - self.padding[0], 0)
         right = max(spare[1] - upper.shape[-1] - self.padding[1], 0)
         pad = (self.padding[1], right, self.padding[0], below)
