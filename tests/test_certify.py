@@ -1,4 +1,5 @@
 import math
+import sys
 from dataclasses import replace
 
 import pytest
@@ -6,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
+from certifiers.attack import attack
 from certifiers.certify import CASCADE, METHODS, certify
 from certifiers.errors import InputError, SoundnessError, UnsupportedLayer
 from certifiers.fingerprint import model_hash
@@ -169,6 +171,21 @@ def test_batches_and_global_random_numbers_do_not_matter():
     part = certify(model, x[order], y[order], threat, indices=order)
     assert bare(part) == bare([whole[i] for i in order])
     assert {v.status for v in whole} >= {Status.certified, Status.falsified}  # else this shows little
+
+
+def test_attacks_go_by_the_number_in_the_data_set(monkeypatch):
+    seen = []
+
+    def spy(model, x, y, threat, steps, restarts, *, seed, indices):
+        seen.append((steps, restarts, seed, list(indices)))
+        return attack(model, x, y, threat, steps, restarts, seed=seed, indices=indices)
+
+    monkeypatch.setattr(sys.modules["certifiers.certify"], "attack", spy)
+    model, x, y = data("mlp", 6)  # the first three are misclassified
+    certify(
+        model, x, y, LinfBall(0.0), attack_steps=3, attack_restarts=1, seed=5, batch_size=5, indices=range(70, 76)
+    )
+    assert seen == [(3, 1, 5, [73, 74]), (3, 1, 5, [75])]
 
 
 def test_the_model_and_inputs_stay_as_they_are():
@@ -336,6 +353,13 @@ def test_bad_models(change, says):
     model = tiny_mlp()
     change(model)
     with pytest.raises(InputError, match=says):
+        certify(model, *images(2), LinfBall(0.1))
+
+
+def test_a_spoilt_buffer_is_an_error():
+    model = NETS["bn"]()
+    model[1].running_mean[0] = math.inf
+    with pytest.raises(InputError, match="1.running_mean holds NaN or infinite"):
         certify(model, *images(2), LinfBall(0.1))
 
 

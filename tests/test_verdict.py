@@ -85,6 +85,7 @@ def test_cut_at_every_byte_of_the_last_two_lines(tmp_path):
         assert path.read_bytes() == content[:length]  # reading changes nothing
         with Ledger(path, HEADER) as ledger:
             assert ledger.verdicts == verdicts[:whole]
+            assert path.read_bytes() == content[: ends[whole]]  # the cut line is gone
             ledger.append([v for v in verdicts if v.index not in ledger.decided])
         assert path.read_bytes() == content
 
