@@ -120,7 +120,13 @@ def sparsity_record(sparsity: float) -> dict:
 
 
 def write_ledger(folder: Path, variant: str, eps: float, verdicts: list[Verdict], **notes) -> Path:
-    header = {"model": f"{variant:-<64}", "data": "mnist-5k", "split": "test", "eps": eps, "norm": "linf"}
+    header = {
+        "model": f"{variant}-{notes.get('seed', 0)}".ljust(64, "0"),
+        "data": "mnist-5k",
+        "split": "test",
+        "eps": eps,
+        "norm": "linf",
+    }
     header |= {"method": "+".join(METHODS), "attack_steps": 40, "attack_restarts": 1, "variant": variant, **notes}
     path = folder / "certificates" / variant / f"eps-{eps:g}.jsonl"
     with Ledger(path, header) as ledger:

@@ -56,13 +56,20 @@ def read_curves(paths: Sequence[str | Path]) -> list[Curve]:
         raise InputError("No ledger was given. Give at least one, e.g. runs/demo/certificates/dense/eps-0.1.jsonl.")
     groups: dict[tuple, list[LedgerView]] = {}
     curves = []
-    for path in map(Path, paths):
+    for path in dict.fromkeys(map(Path, paths)):
         if _is_log(path):
             curves.append(_log_curve(path))
             continue
         ledger = _read_ledger(path)
         key = (ledger.model, ledger.header.get("variant"), ledger.images, ledger.norm, ledger.method)
-        groups.setdefault(key, []).append(ledger)
+        alike = groups.setdefault(key, [])
+        for other in alike:
+            if other.eps == ledger.eps:
+                raise InputError(
+                    f"'{other.path}' and '{path}' are about the same network at the same eps {ledger.eps:g}. "
+                    "Give one of them."
+                )
+        alike.append(ledger)
     curves += [_ledger_curve(_network(ledgers[0]), ledgers) for ledgers in groups.values()]
     norms = {curve.norm: curve.label for curve in curves}
     if len(norms) > 1:
@@ -76,7 +83,9 @@ def read_curves(paths: Sequence[str | Path]) -> list[Curve]:
 def name_curves(curves: Iterable[Curve]) -> list[Curve]:
     """Order curves by sparsity and give each a label of its own."""
     ordered = sorted(curves, key=lambda curve: (*order(curve.network), curve.note))
-    texts = labels(curve.network for curve in ordered)
+    networks = list(dict.fromkeys(curve.network for curve in ordered))
+    names = dict(zip(networks, labels(networks), strict=True))
+    texts = [names[curve.network] for curve in ordered]
     named = []
     for curve, text in zip(ordered, texts, strict=True):
         alike = [other for other, name in zip(ordered, texts, strict=True) if name == text]

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from html import escape
 
-from certprune.reports import layers, notes, sections, training_charts, verdict_bars
+from certprune.reports import curve_charts, layers, notes, sections, training_charts, verdict_bars
 from certprune.reports.compare import differences
 from certprune.reports.read import RunView
 from certprune.reports.rows import NONE, summary_rows
@@ -44,7 +44,7 @@ def _run_body(run: RunView, level: int = 2) -> str:
     parts = (
         ("Summary", sections.summary(run)),
         ("By other methods", sections.other_methods(run)),
-        ("Certified accuracy against eps", sections.curve(run)),
+        ("Certified accuracy against eps", curve_charts.curve(run)),
         ("How each image was decided", verdict_bars.verdicts(run)),
         ("Differences on the same images", sections.paired(run)),
         ("Kept weights by layer", layers.layers(run)),
@@ -97,9 +97,7 @@ def _over_seeds(runs: list[RunView]) -> str:
 
 def _side_by_side(runs: list[RunView]) -> str:
     """The curves of all runs next to each other, and one table of certified accuracies, a column for each run."""
-    charts = "".join(
-        f"<div><h3>{escape(run.name)}</h3>{drawn}</div>" for run in runs if (drawn := sections.curve(run, compact=True))
-    )
+    charts = curve_charts.side_by_side(runs)
     if not charts:
         return ""
     tables = [{row.label: row for row in summary_rows(run, run.main_eps)} if run.eps_grid else {} for run in runs]
@@ -115,7 +113,7 @@ def _side_by_side(runs: list[RunView]) -> str:
     )
     return _section(
         "Side by side",
-        f'<div class="pair">{charts}</div><div class="scroll"><table><thead><tr>'
+        f'{charts}<div class="scroll"><table><thead><tr>'
         f'<th scope="col" class="left">Certified %</th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
         '<p class="note">In brackets, 95 % Wilson intervals over the images of each run.</p>',
     )

@@ -15,6 +15,7 @@ CRITERIA = {
     "random": "random mask",
     "joint": "joint scores",
 }
+NORMS = {"linf": "ℓ∞", "l2": "ℓ2"}
 BUDGETS = {"erk": "ERK", "uniform": "uniform"}
 
 # Slot 0 is the ink of networks that are not pruned.

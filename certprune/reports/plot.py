@@ -10,11 +10,10 @@ from matplotlib.ticker import PercentFormatter
 
 from certifiers.errors import InputError
 from certprune.reports.curves import Curve, curves_csv, read_curves
-from certprune.reports.look import LIGHT, Style, spread, styles
+from certprune.reports.look import LIGHT, NORMS, Style, spread, styles
 from certprune.storage import write_bytes, write_text
 
 INK, QUIET = "#20242c", "#6b7280"
-NORMS = {"linf": "eps (ℓ∞, pixels in [0, 1])", "l2": "radius (ℓ2, pixels in [0, 1])"}
 FORMATS = (".png", ".svg", ".pdf")
 NO_DATE = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}  # equal curves give equal files
 
@@ -36,7 +35,8 @@ def curve_figure(curves: Sequence[Curve], size: tuple[float, float] = (7.2, 4.2)
     axes.set_xlim(left=0)
     axes.margins(x=0.02)
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None, symbol=" %"))
-    axes.set_xlabel(NORMS.get(curves[0].norm, f"eps ({curves[0].norm})"), color=INK)
+    norm = curves[0].norm
+    axes.set_xlabel(f"eps ({NORMS.get(norm, norm)}, pixels in [0, 1])", color=INK)
     axes.set_title("Certified accuracy", loc="left", fontsize=11, color=INK)
     axes.grid(axis="y", color="#e3e5ea", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -45,6 +45,12 @@ def curve_figure(curves: Sequence[Curve], size: tuple[float, float] = (7.2, 4.2)
     axes.spines["bottom"].set_color(QUIET)
     axes.tick_params(colors=INK, length=0, labelsize=9)
     axes.tick_params(axis="x", length=3, color=QUIET)
+    if any(curve.stepped for curve in curves):  # they end at zero, where labels would crowd
+        axes.legend(loc="upper right", frameon=False, fontsize=9, labelcolor=INK)
+        return figure
+    grid = sorted({point.eps for curve in curves for point in curve.points})
+    if len(grid) <= 8:
+        axes.set_xticks(grid, [f"{eps:g}" for eps in grid])
     _end_labels(axes, curves, looks, size[1])
     return figure
 
@@ -78,24 +84,21 @@ def _draw(axes, curve: Curve, style: Style) -> None:
     ys = [point.certified.value for point in curve.points]
     low = [point.certified.lower for point in curve.points]
     high = [point.certified.upper for point in curve.points]
-    colour = LIGHT[style.slot]
+    colour, text = LIGHT[style.slot], _plain(curve.label)
     dash = (0, tuple(on / 2 for on in style.dash)) if style.dash else "solid"
     if curve.stepped:  # a radius still counts at itself: the value holds up to and including its point
         xs, ys, low, high = [*xs, xs[-1]], [*ys, 0.0], [*low, 0.0], [*high, 0.0]
         axes.fill_between(xs, low, high, step="pre", color=colour, alpha=0.13, linewidth=0)
-        axes.step(xs, ys, where="pre", color=colour, linestyle=dash, linewidth=1.6)
+        axes.step(xs, ys, where="pre", label=text, color=colour, linestyle=dash, linewidth=1.6)
         return
     axes.fill_between(xs, low, high, color=colour, alpha=0.13, linewidth=0)
-    axes.plot(
-        xs,
-        ys,
-        color=colour,
-        linestyle=dash,
-        marker=style.marker,
-        markersize=4.5,
-        linewidth=1.8,
-        clip_on=False,
-    )
+    line = {"label": text, "color": colour, "linestyle": dash, "linewidth": 1.8, "clip_on": False}
+    axes.plot(xs, ys, marker=style.marker, markersize=4.5, **line)
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib shows as it is: a dollar sign would start a formula."""
+    return text.replace("$", r"\$")
 
 
 def _end_labels(axes, curves: Sequence[Curve], looks: Sequence[Style], height: float) -> None:
@@ -108,7 +111,7 @@ def _end_labels(axes, curves: Sequence[Curve], looks: Sequence[Style], height: f
     for curve, style, end, y in zip(curves, looks, ends, placed, strict=True):
         x = curve.points[-1].eps
         axes.annotate(
-            curve.label,
+            _plain(curve.label),
             xy=(x, end),
             xytext=(right + 0.03 * right, y),
             va="center",

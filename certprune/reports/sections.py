@@ -6,14 +6,10 @@ Every function takes a run that may be unfinished and returns an empty string wh
 from html import escape
 
 from certprune.reports.compare import BASELINES, differences
-from certprune.reports.curves import Curve, run_curves
-from certprune.reports.look import CRITERIA, percent, styles
+from certprune.reports.look import CRITERIA, NORMS, percent, styles
 from certprune.reports.read import RunView
 from certprune.reports.rows import Row, network, points, summary_rows
-from certprune.reports.svg import Axes, Line, line_chart, swatch
 from certprune.reports.tables import html_table
-
-NORMS = {"linf": "ℓ∞", "l2": "ℓ2"}
 
 
 def sentence(run: RunView) -> str:
@@ -99,45 +95,6 @@ def _about(run: RunView, rows: list[Row]) -> str:
     if len({row.n for row in rows}) > 1:
         text += " The networks were not certified on equally many images: do not compare them yet."
     return text
-
-
-def curve(run: RunView, compact: bool = False) -> str:
-    """Certified accuracy against eps; two drawings, of which the page shows the one that fits."""
-    curves = run_curves(run)
-    if not curves:
-        return ""
-    looks = styles(item.network for item in curves)
-    lines = [_line(item, style) for item, style in zip(curves, looks, strict=True)]
-    grid = sorted({point.eps for item in curves for point in item.points})
-    axes = Axes(
-        x_label=f"eps ({NORMS.get(curves[0].norm, curves[0].norm)}, pixels in [0, 1])",
-        y_label="Certified accuracy",
-        y_format=lambda value: f"{100 * value:.1f}".removesuffix(".0") + " %",
-        y_limit=(0.0, 1.0),
-        x_ticks=tuple(grid),
-    )
-    legend = "".join(f"<li>{swatch(line.style)}{escape(line.label)}</li>" for line in lines)
-    narrow = line_chart(lines, axes, 380, 300, direct=False)
-    if compact:
-        return f'<figure>{narrow}<ul class="legend">{legend}</ul></figure>'
-    return (
-        f'<figure><div class="wide">{line_chart(lines, axes, 980, 430)}</div>'
-        f'<div class="narrow">{narrow}<ul class="legend">{legend}</ul></div>'
-        "<figcaption>Certified accuracy against eps, with 95 % Wilson bands. The points are measured; the lines "
-        "between them only guide the eye. At eps 0 it is the clean accuracy. Colour tells the sparsity, the line "
-        "style how the kept weights were chosen.</figcaption></figure>"
-    )
-
-
-def _line(item: Curve, style) -> Line:
-    return Line(
-        label=item.label,
-        xs=[point.eps for point in item.points],
-        ys=[point.certified.value for point in item.points],
-        lower=[point.certified.lower for point in item.points],
-        upper=[point.certified.upper for point in item.points],
-        style=style,
-    )
 
 
 def paired(run: RunView) -> str:

@@ -44,7 +44,7 @@ figcaption{margin-top:.7rem;max-width:44rem}
  max-width:46rem;font-size:.94rem}
 .notice ul{margin:.3rem 0 0;padding-left:1.1rem}
 .alarm{border-left-color:var(--broken);border-left-width:6px}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(14rem,1fr));gap:0 2.2rem;margin:1.6rem 0 .6rem}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(12.5rem,1fr));gap:0 2.2rem;margin:1.6rem 0 .6rem}
 .card{border-top:2px solid var(--c,var(--ink));padding:.7rem 0 1rem}
 .card .what{font-weight:600}
 .card .figure{font-size:2.7rem;line-height:1.15;font-weight:600;letter-spacing:-.02em;
@@ -76,9 +76,8 @@ svg.chart text.direct{fill:var(--c)}
 .band{fill:var(--c);opacity:.12}
 .leader{stroke:var(--c);stroke-width:.7;opacity:.6;fill:none}
 .narrow{display:none}
-.panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(18rem,1fr));gap:1.4rem 2rem}
-.panels svg.chart{width:100%}
-.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(22rem,1fr));gap:1rem 2.5rem}
+.panels{display:grid;grid-template-columns:repeat(auto-fill,minmax(18rem,1fr));gap:1.4rem 2rem}
+.panels svg.chart{width:100%}.panels h3{margin-top:.6rem}
 .legend{display:flex;flex-wrap:wrap;gap:.2rem 1.3rem;margin:.6rem 0 0;padding:0;list-style:none;font-size:.86rem}
 .legend li{display:flex;align-items:center;gap:.45rem}
 .swatch{flex:none}
@@ -107,13 +106,12 @@ dt{font-weight:600}dd{margin:0;max-width:42rem;overflow-wrap:anywhere}
 nav ul{list-style:none;padding:0;display:flex;flex-wrap:wrap;gap:.2rem 1.4rem;margin:.6rem 0}
 article{border-top:1px solid var(--rule);margin-top:4rem;padding-top:.5rem}
 footer{margin-top:4rem;border-top:1px solid var(--rule);padding-top:.8rem;font-size:.86rem;color:var(--quiet)}
-@media (max-width:44rem){
+@media screen and (max-width:44rem){
  main{padding:1.6rem 1.05rem 3rem}h1{font-size:1.75rem}h2{font-size:1.3rem}.lead{font-size:1.05rem}
  .wide{display:none}.narrow{display:block}.legend.narrow{display:flex}
  .bars{grid-template-columns:1fr;gap:.1rem}.bars .bar{margin-bottom:.5rem}.bars>:empty{display:none}
  dl{grid-template-columns:1fr;gap:.1rem}dd{margin-bottom:.6rem}
  .facts{grid-template-columns:minmax(6rem,max-content) 1fr;gap:.1rem 1rem}.facts dd{margin:0}
- .pair{grid-template-columns:1fr}
  .stack thead{display:none}
  .stack tr{display:grid;grid-template-columns:repeat(3,1fr);gap:.35rem .6rem;padding:.7rem 0;
   border-bottom:1px solid var(--rule)}
@@ -128,7 +126,8 @@ footer{margin-top:4rem;border-top:1px solid var(--rule);padding-top:.8rem;font-s
  figure,tr,.card,dl>*{break-inside:avoid}h2,h3{break-after:avoid}
  *{print-color-adjust:exact;-webkit-print-color-adjust:exact}
  details::details-content{content-visibility:visible;height:auto}
- .scroll{overflow:visible}table{font-size:8.5pt}pre{white-space:pre-wrap}
+ .scroll{overflow:visible}table{font-size:8pt}thead th{font-size:7.5pt;white-space:normal}th,td{padding:.3rem .4rem}
+ pre{white-space:pre-wrap}
 }
 """
 

@@ -36,6 +36,7 @@ class Axes:
     y_label: str
     x_format: Callable[[float], str] = "{:g}".format
     y_format: Callable[[float], str] = "{:g}".format
+    x_range: tuple[float, float] | None = None
     y_range: tuple[float, float] | None = None
     y_limit: tuple[float, float] = (float("-inf"), float("inf"))  # padding never passes these
     x_ticks: tuple[float, ...] | None = None
@@ -84,6 +85,8 @@ def _ranges(lines: list[Line], axes: Axes) -> tuple[float, float, float, float]:
     x_low, x_high = min(xs), max(xs)
     if x_low == x_high:
         x_low, x_high = x_low - 0.5, x_high + 0.5
+    if axes.x_range:
+        x_low, x_high = axes.x_range
     if axes.y_range:
         return x_low, x_high, *axes.y_range
     ys = [y for line in lines for y in (*line.ys, *(line.lower or ()), *(line.upper or ()))]

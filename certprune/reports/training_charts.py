@@ -51,10 +51,7 @@ def afterwards(run: RunView) -> str:
     starts = {len(v.stages["prune"].metrics) for v, _ in held if "prune" in v.stages and v.stages["prune"].metrics}
     marks = tuple((start, "finetuning") for start in starts) if len(starts) == 1 else ()
     panels = []
-    for key, title, share in (
-        ("loss", "Validation loss", False),
-        ("certified_accuracy", "Certified accuracy", True),
-    ):
+    for key, title, share in PANELS:
         lines = [_path(text, variant, key, style) for (variant, text), style in zip(held, looks, strict=True)]
         panels.append(_panel(lines, _axes(title, share, "epochs after pretraining", marks), legend=False))
     legend = "".join(
