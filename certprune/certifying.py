@@ -36,7 +36,7 @@ def certify_network(
 ) -> Path:
     """Decide images of one network at one eps; returns the ledger, whose earlier verdicts stand.
 
-    ``methods``: cheapest first (default: the recipe's; others get a folder of their own).
+    ``methods``: cheapest first (default: the recipe's; others get a ledger of their own).
     ``indices``: numbers in the recipe's split (default: the first ``count`` that the recipe asks for).
     Raises :class:`InputError` if the network is not trained yet, or the ledger is another network's.
     """
@@ -50,7 +50,7 @@ def certify_network(
     model = run.load_model(variant, stage).to(device)
     path = run.ledger_path(variant, eps)
     if methods != settings.methods:
-        path = path.parent / "+".join(methods) / path.name
+        path = path.with_name(f"{path.stem}-{'+'.join(methods)}.jsonl")
     header = {
         "model": model_hash(model),
         "data": data.name,

@@ -88,9 +88,9 @@ def execute(path: Path, settings: list[str], stages: tuple[str, ...]) -> None:
 
 def finish(run: Any, screen: Any) -> None:
     """Write the report and the files beside it, print the table at the main eps and the report's path."""
-    from certprune.reports import read_run, rich_table, summary_rows, write_run_files
+    from certprune.reports import read_run, rich_table, summary_rows, write_report
 
-    page = write_run_files(run.folder)
+    page = write_report(run.folder)
     eps = run.recipe.main_eps
     rows = summary_rows(read_run(run.folder), eps=eps)
     if rows:
