@@ -20,8 +20,8 @@ from certifiers.errors import InputError
 from certprune import reports
 from certprune.reports.compare import paired_rate
 from certprune.reports.curves import accuracy_at
-from certprune.reports.look import Network, labels, spread, styles, ticks
-from certprune.reports.rows import duration
+from certprune.reports.look import Network, labels, percent, spread, styles, ticks
+from certprune.reports.rows import Rate, duration, points
 from certprune.reports.seeds import mean_rate
 from tests.run_folder import config_of, verdict, write_ledger, write_run, write_stage
 
@@ -500,6 +500,22 @@ def test_spread_labels_do_not_overlap_and_stay_inside():
     assert spread([3.0, 1.0], gap=0.5, low=0.0, high=10.0) == [3.0, 1.0]
 
 
+def test_differences_are_signed_but_for_zero():
+    assert points(Rate(0.1, -0.0001, 0.2), sign=True) == ("+10.0", "[0.0, +20.0]")
+    assert points(Rate(-0.1, None, None), sign=True) == "−10.0"
+    assert points(Rate(1.0, 0.9, 1.0)) == ("100.0", "[90.0, 100]")
+
+
+def test_percent_never_rounds_up_to_all():
+    assert [percent(value, 2) for value in (0.0, 0.9, 0.995, 0.99996, 1.0)] == [
+        "0 %",
+        "90 %",
+        "99.5 %",
+        "99.996 %",
+        "100 %",
+    ]
+
+
 def test_ticks_are_round_and_inside():
     assert ticks(0.0, 1.0) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     assert ticks(0.013, 0.1, 4) == [0.025, 0.05, 0.075, 0.1]
@@ -508,7 +524,15 @@ def test_ticks_are_round_and_inside():
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(None, "–"), (0.04, "0.0 s"), (9.94, "9.9 s"), (9.96, "10 s"), (59.6, "1 min 0 s"), (754, "12 min 34 s")]
+    [
+        (None, "–"),
+        (0.04, "< 0.1 s"),
+        (0.06, "0.1 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (59.6, "1 min 0 s"),
+        (754, "12 min 34 s"),
+    ]
     + [(3 * 3600 + 125, "3 h 2 min")],
 )
 def test_durations(seconds, text):

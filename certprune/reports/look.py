@@ -45,8 +45,11 @@ class Network:
 
 
 def percent(fraction: float, digits: int = 1) -> str:
-    """0.95 -> "95 %", 0.998 -> "99.8 %": as many digits as are needed, at most ``digits``."""
-    return f"{100 * fraction:.{digits}f}".rstrip("0").rstrip(".") + " %"
+    """0.95 -> "95 %", 0.998 -> "99.8 %": at most ``digits`` digits, but more where it would round up to 100 %."""
+    while fraction < 1 and digits < 9 and round(100 * fraction, digits) >= 100:
+        digits += 1
+    text = f"{100 * fraction:.{digits}f}"
+    return (text.rstrip("0").rstrip(".") if "." in text else text) + " %"
 
 
 def label(network: Network, budgets: bool = False) -> str:

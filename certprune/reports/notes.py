@@ -60,8 +60,8 @@ DEFINITIONS = (
     ),
     (
         "Which weights are kept",
-        "Those of the epoch with the lowest certified loss at the final eps on validation images that are used for "
-        "nothing else. No choice is made on the images that the tables report.",
+        "Those of the epoch with the lowest loss, at the final eps and weights of the objective, on validation images "
+        "that are used for nothing else. No choice is made on the images that the tables report.",
     ),
     (
         "Sparsity",
@@ -69,7 +69,8 @@ DEFINITIONS = (
     ),
     (
         "Times",
-        "Wall-clock seconds on the machine named in the provenance. Certifying time is the sum over images, the attack "
+        "Wall-clock seconds on the machine named in the provenance; training counts the epochs with their validation. "
+        "Certifying time is the sum over images, the attack "
         "included; an image's share of a batch is the batch's time divided by its size.",
     ),
 )
@@ -168,6 +169,6 @@ def reproduce(run: RunView) -> str:
     again = f"{program} run {config} {shlex.quote(f'output=runs/{run.name}-again')}"
     return (
         f"{made}<p>To repeat it from the recipe kept in its folder:</p><pre>{escape(again)}</pre>"
-        '<p class="note">On the same machine and with the same number of threads the weights come out the same to the '
-        "bit; elsewhere, rounding may differ.</p>"
+        '<p class="note">On the same machine, with the same versions and number of threads, the weights come out the '
+        "same to the bit; elsewhere, rounding may differ.</p>"
     )

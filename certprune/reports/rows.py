@@ -38,11 +38,8 @@ def points(rate: Rate | None, sign: bool = False) -> str | tuple[str, str]:
     if rate is None:
         return NONE
     form = "{:+.1f}" if sign else "{:.1f}"
-    middle, *ends = (
-        form.format(100 * end).replace("-", "\N{MINUS SIGN}")
-        for end in (rate.value, rate.lower, rate.upper)
-        if end is not None
-    )
+    texts = (form.format(100 * end) for end in (rate.value, rate.lower, rate.upper) if end is not None)
+    middle, *ends = ("0.0" if text in ("+0.0", "-0.0") else text.replace("-", "\N{MINUS SIGN}") for text in texts)
     return (middle, f"[{', '.join(end.replace('100.0', '100') for end in ends)}]") if ends else middle
 
 
@@ -50,6 +47,8 @@ def duration(seconds: float | None) -> str:
     """12.3 -> "12 s", 754 -> "12 min 34 s"; short times keep one decimal."""
     if seconds is None:
         return NONE
+    if seconds < 0.05:
+        return "< 0.1 s"
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -117,8 +117,7 @@ def _frame(axes: Axes, y_ticks, x_low, x_high, at_x, at_y, box) -> list[str]:
             parts.append(f'<path class="mark" d="M{x:.1f} {top}V{bottom}"/>')
             anchor, shift = ("end", -5) if x > (left + right) / 2 else ("start", 5)
             parts.append(
-                f'<text class="quiet" x="{x + shift:.1f}" y="{top + 10}" text-anchor="{anchor}">'
-                f"{escape(caption)}</text>"
+                f'<text class="quiet" x="{x + shift:.1f}" y="{top - 5}" text-anchor="{anchor}">{escape(caption)}</text>'
             )
     parts.append(f'<text class="name" x="0" y="13">{escape(axes.y_label)}</text>')
     middle = (left + right) / 2

@@ -16,7 +16,7 @@ def verdicts(run: RunView) -> str:
     methods = _methods(run)
     rows = [f"<div>{escape(name)}</div>{_bar(ledger, methods)}" for name, ledger in held]
     ticks = "".join(f'<span style="left:{at}%">{at}{" %" if at == 100 else ""}</span>' for at in (0, 25, 50, 75, 100))
-    shown = Counter(key for _, ledger in held for key in _counts(ledger).elements())
+    shown = sum((_counts(ledger) for _, ledger in held), Counter())
     legend = "".join(
         f'<li><span class="key {mark}" style="--c:var({colour})"></span>{escape(text)}</li>'
         for key, text, colour, mark in _kinds(methods)
@@ -103,15 +103,15 @@ def _bar(ledger: LedgerView, methods: list[str]) -> str:
 
 
 def _verdict_table(run: RunView, methods: list[str]) -> str:
-    every = [(eps, *pair) for eps in run.eps_grid for pair in _held(run, eps)]
-    total = Counter(key for _, _, ledger in every for key in _counts(ledger).elements())
+    every = [(eps, name, _counts(ledger)) for eps in run.eps_grid for name, ledger in _held(run, eps)]
+    total = sum((counts for *_, counts in every), Counter())
     kinds = [kind for kind in _kinds(methods) if total[kind[0]]]
     head = "".join(f'<th scope="col">{escape(words)}</th>' for _, words, _, _ in kinds)
     body = "".join(
         f'<tr><th scope="row" class="left">{escape(name)}</th><td>{eps:g}</td>'
-        + "".join(f"<td>{_counts(ledger)[key]:,}</td>" for key, *_ in kinds)
-        + f"<td>{len(ledger.verdicts):,}</td></tr>"
-        for eps, name, ledger in every
+        + "".join(f"<td>{counts[key]:,}</td>" for key, *_ in kinds)
+        + f"<td>{counts.total():,}</td></tr>"
+        for eps, name, counts in every
     )
     return (
         "<details><summary>The counts at every eps</summary>"
