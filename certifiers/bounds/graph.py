@@ -154,7 +154,7 @@ def _record(model: nn.Module, module: fx.GraphModule, shape: tuple[int, ...], ba
     except Exception as error:
         raise InputError(
             f"The model should take inputs of shape (batch, {', '.join(map(str, shape))}), but running it on random "
-            f"ones failed: {error}. Check the model against the shape of the data."
+            f"ones failed: {str(error).splitlines()[0]}. Check the model against the shape of the data."
         ) from error
     return recorder.env
 
@@ -281,8 +281,7 @@ class _Builder:
     def unsupported(self, node: fx.Node, why: str = "its bounds are not known") -> UnsupportedLayer:
         kind = type(self.module.get_submodule(node.target)).__name__ if node.op == "call_module" else node.target
         kind = kind if isinstance(kind, str) else getattr(kind, "__name__", repr(kind))
-        lines = [line.strip() for line in (node.stack_trace or "").strip().splitlines()]
-        source = f" ({'; '.join(lines[-2:])})" if lines else ""
+        source = _source(node.stack_trace)
         return UnsupportedLayer(
             f"Cannot bound node '{node.name}' ({kind}){source}: {why}. Supported are: {layers.SUPPORTED}. "
             f"Replace the layer, or bound the network with auto_LiRPA (certifiers.lirpa)."
@@ -290,6 +289,13 @@ class _Builder:
 
     def _is_tensor(self, node: fx.Node) -> bool:
         return isinstance(self.runs[0][node], Tensor)
+
+
+def _source(stack_trace: str | None) -> str:
+    """Where in the user's own code a node comes from: the last frame outside torch, as `` (file, line: code)``."""
+    lines = [line.strip() for line in (stack_trace or "").splitlines()]
+    frames = [i for i, line in enumerate(lines[:-1]) if line.startswith("File ") and "/torch/" not in line]
+    return f" ({lines[frames[-1]]}: {lines[frames[-1] + 1]})" if frames else ""
 
 
 def nonlinear_places(network: Network) -> list[int]:

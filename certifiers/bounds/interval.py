@@ -12,19 +12,20 @@ from .region import Region
 
 
 class Intervals(NamedTuple):
-    """The box of every node's output, in the network's order, and which of them are the best possible.
+    """The box of every node's output over a region, in the network's order, and which are the best possible.
 
     ``exact[i]``: node i is one linear layer of the input (reshapes and scalings aside), where interval
     arithmetic is already exact and no other method can do better.
     """
 
+    region: Region
     boxes: list[Interval]
     exact: list[bool]
 
     def replace(self, place: int, box: Interval) -> Intervals:
         boxes = list(self.boxes)
         boxes[place] = box
-        return Intervals(boxes, self.exact)
+        return Intervals(self.region, boxes, self.exact)
 
 
 def propagate(network: Network, region: Region) -> Intervals:
@@ -45,7 +46,7 @@ def propagate(network: Network, region: Region) -> Intervals:
         raw.append(diagonal and raw[first])
         exact.append((diagonal and exact[first]) or (linear and raw[first]))
         balls.append(operation.interval(balls[first]) if diagonal and balls[first] is not None else None)
-    return Intervals(boxes, exact)
+    return Intervals(region, boxes, exact)
 
 
 def _ball(region: Region) -> Interval | None:

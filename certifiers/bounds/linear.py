@@ -14,7 +14,6 @@ from torch import Tensor
 from .graph import Network, nonlinear_places
 from .interval import Intervals
 from .operations import NONLINEAR, Interval, ReLU
-from .region import Region
 
 #: Tensors of a row's largest size alive at once while it is carried back; measured on convolutional nets.
 _LIVE_COPIES = 8
@@ -25,10 +24,9 @@ def lower_bounds(
     place: int,
     rows: Tensor,
     intervals: Intervals,
-    region: Region,
     samples: Tensor | None = None,
 ) -> Tensor:
-    """Lower bounds of ``rows . value of node place`` over the region.
+    """Lower bounds of ``rows . value of node place`` over the region of ``intervals``.
 
     Args:
         place: which node the rows are about.
@@ -52,7 +50,8 @@ def lower_bounds(
             pending[j] = pending[j] + part if j in pending else part
     if 0 not in pending:  # nothing depends on the input
         return constant
-    return (region if samples is None else region.select(samples)).minimum(pending[0]) + constant
+    region = intervals.region if samples is None else intervals.region.select(samples)
+    return region.minimum(pending[0]) + constant
 
 
 def elided_bounds(network: Network, rows: Tensor, intervals: Intervals) -> Interval:
@@ -61,60 +60,63 @@ def elided_bounds(network: Network, rows: Tensor, intervals: Intervals) -> Inter
     Merging is what makes the interval bound of a margin tight: the difference of two logits is one linear
     function of the last activations, not two.
     """
-    place = len(network.nodes) - 1
-    pending: dict[int, Tensor] = {place: rows}
+    pending: dict[int, Tensor] = {len(network.nodes) - 1: rows}
     centre: Tensor | float = 0.0
     radius: Tensor | float = 0.0
-    for i in range(place, -1, -1):
+    for i in range(len(network.nodes) - 1, -1, -1):
         if i not in pending:
             continue
         row = pending.pop(i)
-        if i == 0 or isinstance(network.operations[i], NONLINEAR):
-            box = intervals.boxes[i]
-            flat = row.flatten(2)
+        if i == 0:
+            box = Interval.between(intervals.region.minimum(row), -intervals.region.minimum(-row))
+            centre, radius = centre + box.centre, radius + box.radius
+        elif isinstance(network.operations[i], NONLINEAR):
+            flat, box = row.flatten(2), intervals.boxes[i]
             centre = centre + (flat @ box.centre.flatten(1).unsqueeze(2)).squeeze(2)
             radius = radius + (flat.abs() @ box.radius.flatten(1).unsqueeze(2)).squeeze(2)
-            continue
-        parts, added = network.operations[i].backward(row)
-        centre = centre + added
-        for j, part in zip(network.nodes[i].inputs, parts, strict=True):
-            pending[j] = pending[j] + part if j in pending else part
+        else:
+            parts, added = network.operations[i].backward(row)
+            centre = centre + added
+            for j, part in zip(network.nodes[i].inputs, parts, strict=True):
+                pending[j] = pending[j] + part if j in pending else part
     return Interval(centre, radius)
 
 
-def crown_intervals(network: Network, intervals: Intervals, region: Region, memory_mb: float) -> Intervals:
-    """Replace the boxes in front of every nonlinear layer by backward bounds, in order.
+def crown_intervals(network: Network, intervals: Intervals, memory_mb: float) -> Intervals:
+    """Boxes of all nodes with backward bounds in front of every nonlinear layer, in one sweep forward.
 
-    Only units that interval bounds leave unstable are bounded again (a stable unit's relaxation is exact
-    whatever its box), only where interval arithmetic is not exact already, and as many rows at a time as
-    ``memory_mb`` megabytes allow.
+    Only units that interval arithmetic (from the boxes before) leaves unstable are bounded backward, for a stable
+    unit's relaxation is exact whatever its box; only where intervals are not exact already; and as many rows at a
+    time as ``memory_mb`` megabytes allow.
     """
-    by_interval = intervals.boxes
-    for place in nonlinear_places(network):
-        before = network.nodes[place].inputs[0]
-        if intervals.exact[before] or before == 0:
+    in_front = {network.nodes[place].inputs[0]: network.operations[place] for place in nonlinear_places(network)}
+    for place in range(1, len(network.nodes)):
+        if intervals.exact[place]:
             continue
-        box = by_interval[before]
-        lower, upper = box.lower, box.upper
+        boxes = intervals.boxes
+        box = network.operations[place].interval(*(boxes[i] for i in network.nodes[place].inputs))
+        intervals = intervals.replace(place, box)
+        if place not in in_front:
+            continue
         # MaxPool has no stable units: its windows compare every box.
-        relu = isinstance(network.operations[place], ReLU)
-        unstable = (lower < 0) & (upper > 0) if relu else torch.ones_like(lower, dtype=torch.bool)
+        relu = isinstance(in_front[place], ReLU)
+        unstable = (box.lower < 0) & (box.upper > 0) if relu else torch.ones_like(box.lower, dtype=torch.bool)
         samples, units = unstable.flatten(1).nonzero(as_tuple=True)
         if len(samples) == 0:
             continue
-        found = _unit_bounds(network, before, samples, units, intervals, region, memory_mb)
-        new = [
+        found = _unit_bounds(network, place, samples, units, intervals, memory_mb)
+        lower, upper = (
             old.flatten(1).index_put((samples, units), values).reshape(old.shape)
-            for old, values in zip((lower, upper), found, strict=True)
-        ]
-        intervals = intervals.replace(before, Interval.between(new[0], torch.maximum(*new)))
+            for old, values in zip((box.lower, box.upper), found, strict=True)
+        )
+        intervals = intervals.replace(place, Interval.between(lower, torch.maximum(lower, upper)))
     return intervals
 
 
-def _unit_bounds(network, place, samples, units, intervals, region, memory_mb) -> tuple[Tensor, Tensor]:
+def _unit_bounds(network, place, samples, units, intervals, memory_mb) -> tuple[Tensor, Tensor]:
     """Backward bounds of single units of a node, ``(len(samples),)`` each, in chunks."""
     shape = network.nodes[place].shape
-    like = region.box.centre
+    like = intervals.region.box.centre
     largest = max(prod(n.shape) for n in network.nodes[: place + 1])
     chunk = max(int(memory_mb * 2**20 / (2 * _LIVE_COPIES * largest * like.element_size())), 1)
     lowers, uppers = [], []
@@ -122,7 +124,7 @@ def _unit_bounds(network, place, samples, units, intervals, region, memory_mb) -
         which, unit = samples[start : start + chunk], units[start : start + chunk]
         one_hot = torch.zeros(len(which), prod(shape), dtype=like.dtype, device=like.device)
         one_hot = one_hot.scatter(1, unit.unsqueeze(1), 1.0).reshape(len(which), *shape)
-        least = lower_bounds(network, place, torch.stack([one_hot, -one_hot], 1), intervals, region, which)
+        least = lower_bounds(network, place, torch.stack([one_hot, -one_hot], 1), intervals, which)
         lowers.append(least[:, 0])
         uppers.append(-least[:, 1])
     return torch.cat(lowers), torch.cat(uppers)

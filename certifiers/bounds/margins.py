@@ -45,25 +45,24 @@ def margin_lower_bounds(
     if method not in METHODS:
         raise InputError(f"method should be one of {', '.join(METHODS)}, but is '{method}'.")
     network = trace(model, tuple(x.shape[1:])).bind(x if needs_clean_batch(model) else None)
-    region = Region.of(x, threat)
-    intervals = propagate(network, region)
+    intervals = propagate(network, Region.of(x, threat))
     if method == "ibp":
         return interval_margins(network, intervals, y)
     if method == "crown":
-        intervals = crown_intervals(network, intervals, region, memory_mb)
-    return linear_margins(network, intervals, region, y)
+        intervals = crown_intervals(network, intervals, memory_mb)
+    return linear_margins(network, intervals, y)
 
 
 def interval_margins(network: Network, intervals: Intervals, y: Tensor) -> Tensor:
     """Margins by interval bounds, final affine layers merged, ``(batch, classes)``."""
-    rows, others = margin_rows(network, y, intervals.boxes[0].centre)
+    rows, others = margin_rows(network, y, intervals.region.box.centre)
     return _spread(elided_bounds(network, rows, intervals).lower, others, y)
 
 
-def linear_margins(network: Network, intervals: Intervals, region: Region, y: Tensor) -> Tensor:
+def linear_margins(network: Network, intervals: Intervals, y: Tensor) -> Tensor:
     """Margins by one backward pass over the given boxes, ``(batch, classes)``."""
-    rows, others = margin_rows(network, y, region.box.centre)
-    return _spread(lower_bounds(network, len(network.nodes) - 1, rows, intervals, region), others, y)
+    rows, others = margin_rows(network, y, intervals.region.box.centre)
+    return _spread(lower_bounds(network, len(network.nodes) - 1, rows, intervals), others, y)
 
 
 def margin_rows(network: Network, y: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,11 +89,10 @@ def fused_cross_entropy(model: nn.Module, x: Tensor, y: Tensor, threat) -> Tenso
     Guarantee: at least ``cross_entropy(model(x'), y)`` for every x' in the threat set. See :func:`fused_loss`.
     """
     network = trace(model, tuple(x.shape[1:])).bind(x if needs_clean_batch(model) else None)
-    region = Region.of(x, threat)
-    return fused_loss(network, propagate(network, region), region, y)
+    return fused_loss(network, propagate(network, Region.of(x, threat)), y)
 
 
-def fused_loss(network: Network, intervals: Intervals, region: Region, y: Tensor) -> Tensor:
+def fused_loss(network: Network, intervals: Intervals, y: Tensor) -> Tensor:
     """CROWN-IBP of the *loss*, in one backward row instead of K-1 (Xu et al. 2020, arXiv 2002.12920).
 
     With m_j = logit[j] - logit[y] in [l_j, u_j] by interval bounds, exp is convex, so its chord bounds it:
@@ -105,14 +103,14 @@ def fused_loss(network: Network, intervals: Intervals, region: Region, y: Tensor
     Returns:
         ``(batch,)``, at least the cross-entropy at every input of the region, finite for finite bounds.
     """
-    rows, _ = margin_rows(network, y, region.box.centre)
+    rows, _ = margin_rows(network, y, intervals.region.box.centre)
     box = elided_bounds(network, -rows, intervals)
     least, width = box.lower, 2 * box.radius
     # The loss does not depend on M, so neither does its gradient.
     shift = box.upper.amax(1, keepdim=True).clamp(min=0).detach()
     slope = torch.exp(box.upper - shift) * _chord(width)
     row = (slope.unsqueeze(2) * -rows).sum(1, keepdim=True)
-    above = -lower_bounds(network, len(network.nodes) - 1, -row, intervals, region)
+    above = -lower_bounds(network, len(network.nodes) - 1, -row, intervals)
     terms = torch.exp(least - shift)
     fused = above + (terms - slope * least).sum(1, keepdim=True)
     # The sum is at least every term at its least; rounding must not push it below (or below zero).

@@ -30,7 +30,6 @@ class Bounded(NamedTuple):
     """One step's network with its boxes, shared by every bound of the step."""
 
     network: Network
-    region: Region
     intervals: Intervals
     y: Tensor
 
@@ -52,8 +51,7 @@ class IBP(RobustObjective):
         graph = trace(model, tuple(x.shape[1:]))
         clean = kappa > 0 or needs_clean_batch(model) or not torch.is_grad_enabled()
         network = graph.bind(x if clean else None)
-        region = Region.of(x, self.threat_at(eps, x))
-        step = Bounded(network, region, propagate(network, region), y)
+        step = Bounded(network, propagate(network, Region.of(x, self.threat_at(eps, x))), y)
 
         ibp = interval_margins(network, step.intervals, y)
         robust = self.robust_loss(step, ibp, ramp).mean()
@@ -92,9 +90,9 @@ class CrownIBP(IBP):
         if beta == 0:
             return worst_case_cross_entropy(ibp, step.y)
         if self.fusion:
-            fused = fused_loss(step.network, step.intervals, step.region, step.y)
+            fused = fused_loss(step.network, step.intervals, step.y)
             return fused if beta == 1 else beta * fused + (1 - beta) * worst_case_cross_entropy(ibp, step.y)
-        linear = linear_margins(step.network, step.intervals, step.region, step.y)
+        linear = linear_margins(step.network, step.intervals, step.y)
         return worst_case_cross_entropy(beta * linear + (1 - beta) * ibp, step.y)
 
 
