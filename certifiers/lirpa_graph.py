@@ -1,0 +1,169 @@
+"""A model as auto_LiRPA's graph, kept away from what that library gets wrong.
+
+Its defects named here were found by sampling: bounds above margins that a point of the threat set has. They are
+worked around where that costs little and refused where not.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import logging
+import types
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from certifiers.elementwise import constants_as_layers, diagonal_layer
+from certifiers.errors import UnsupportedLayer
+
+
+def bounded_graph(
+    lirpa: types.ModuleType, model: nn.Module, x: Tensor, norm: str, linear: bool, share: bool, settings: dict
+) -> Any:
+    """The model, in eval mode, as a BoundedModule of `lirpa` for inputs shaped like `x` (batch, ...).
+
+    `norm` is the threat set's, `linear` says that linear bounds will be asked for, not intervals alone. With
+    `share` the graph has the model's own parameters, so that gradients arrive there; without, its own, so that
+    the optimisation of slopes (`settings`) leaves none in the model. The model is not changed either way.
+
+    Raises UnsupportedLayer for what auto_LiRPA does not trace, or bounds unsoundly.
+    """
+    network = constants_as_layers(_copy(model, share), x)
+    with torch.no_grad():
+        logits = model(x)
+    bounded = _convert(lirpa, network, x, logits, settings)
+    if norm == "l2" and not _starts_linear(bounded):
+        bounded = _convert(lirpa, _behind_identity(network, x), x, logits, settings)
+    if linear:
+        _refuse_unsound(bounded, lirpa.__version__)
+    return bounded
+
+
+def _copy(model: nn.Module, share: bool) -> nn.Module:
+    """A copy of the modules, which auto_LiRPA may change, without dropout, which is nothing in eval mode."""
+    tensors = itertools.chain(model.parameters(), model.buffers()) if share else ()
+    twin = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    if not share:
+        twin.requires_grad_(False)
+    for parent in list(twin.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.modules.dropout._DropoutNd):
+                setattr(parent, name, nn.Identity())
+    return twin
+
+
+def _convert(lirpa: types.ModuleType, network: nn.Module, x: Tensor, logits: Tensor, settings: dict) -> Any:
+    """The network as auto_LiRPA's graph, after a check that it computes `logits` for `x`."""
+    options = {
+        "conv_mode": "matrix" if any(_is_unusual(module) for module in network.modules()) else "patches",
+        # Both savings of 0.3 fail: for residual convolutions, and where most units of a layer are unstable.
+        "sparse_spec_alpha": False,
+        "sparse_features_alpha": False,
+        "optimize_bound_args": settings,
+    }
+    with _unsupported_operations() as unsupported, warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", torch.jit.TracerWarning)
+        try:
+            bounded = lirpa.BoundedModule(network.eval(), x.detach(), bound_opts=options, device=x.device)
+        except NotImplementedError as error:
+            raise UnsupportedLayer(
+                f"auto_LiRPA cannot bound this network because of {', '.join(unsupported) or error}. "
+                "Write it with layers that auto_LiRPA supports, or use another method."
+            ) from error
+    branches = [warning for warning in warned if "to a Python boolean" in str(warning.message)]
+    if branches:
+        raise UnsupportedLayer(
+            "auto_LiRPA traces one run of the network, but this network's forward pass branches on a tensor "
+            f"({branches[0].filename}:{branches[0].lineno}), so that the trace would hold for that one input. "
+            "Write it without the branch, or use another method."
+        )
+    bounded.eval()
+    with torch.no_grad():
+        same = torch.allclose(bounded(x.detach()), logits, rtol=1e-3, atol=1e-4 * (1 + float(logits.abs().max())))
+    if not same:
+        raise UnsupportedLayer(
+            "auto_LiRPA's graph of this network computes other logits than the network itself, so its bounds "
+            "would be about something else. Use another method for this network."
+        )
+    return bounded
+
+
+def _is_unusual(module: nn.Module) -> bool:
+    """A convolution that auto_LiRPA's fast mode ("patches") bounds unsoundly or not at all, in any version.
+
+    Groups (0.3 and 0.7) and dilation (0.7) gave bounds above sampled margins; sides of unequal stride, padding
+    or kernel fail. All are right as matrices.
+    """
+    if not isinstance(module, nn.Conv2d):
+        return False
+    sides = (module.kernel_size, module.stride, module.padding, module.dilation)
+    unequal = any(isinstance(side, tuple) and side[0] != side[1] for side in sides)
+    return module.groups > 1 or module.dilation != (1, 1) or unequal or module.padding_mode != "zeros"
+
+
+def _refuse_unsound(bounded: Any, version: str) -> None:
+    """Raise UnsupportedLayer for operations whose linear bounds were seen above sampled margins.
+
+    Pooling whose windows overlap or are padded in 0.3, powers in 0.7.
+    """
+    for node in bounded._modules.values():
+        kind = type(node).__name__
+        pool = kind == "BoundAveragePool" and version.startswith("0.3")
+        if kind == "BoundPow" or pool and (list(node.kernel_size) != list(node.stride) or any(node.padding)):
+            raise UnsupportedLayer(
+                f"auto_LiRPA {version} gives wrong bounds for {kind.removeprefix('Bound')} at {node.name}"
+                f"{', because its windows overlap or are padded' if pool else ''}. Use another method."
+            )
+
+
+def _starts_linear(bounded: Any) -> bool:
+    """Is whatever meets the input a linear layer or a convolution, flattening aside?
+
+    auto_LiRPA bounds the first layer over the l2 ball itself. Any other operation there (all versions: ReLU,
+    addition, multiplication) takes the ball for the clean input alone, so that the bounds are not sound.
+    """
+    waiting = [node for node in bounded._modules.values() if type(node).__name__ == "BoundInput"]
+    while waiting:
+        for consumer in (bounded[name] for name in waiting.pop().output_name):
+            if type(consumer).__name__ in ("BoundFlatten", "BoundReshape"):
+                waiting.append(consumer)
+            elif type(consumer).__name__ not in ("BoundLinear", "BoundConv"):
+                return False
+    return True
+
+
+def _behind_identity(network: nn.Module, x: Tensor) -> nn.Module:
+    """The network behind a linear layer that changes nothing: what :func:`_starts_linear` asks for."""
+    identity = diagonal_layer(x.shape, x)
+    if identity is None:
+        raise UnsupportedLayer(
+            "auto_LiRPA bounds an l2 ball soundly only where a linear layer or a convolution comes first. Put "
+            f"one in front of this network, whose inputs are of shape {tuple(x.shape[1:])}, or use another method."
+        )
+    return nn.Sequential(identity, network)
+
+
+@contextmanager
+def _unsupported_operations() -> Iterator[list[str]]:
+    """Collect the operations that auto_LiRPA names in its log, by kind and place; nothing is printed."""
+    found: list[str] = []
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            for node in record.args if isinstance(record.args, tuple) else ():
+                if hasattr(node, "op") and hasattr(node, "name"):
+                    found.append(f"{node.op} (at {node.name})")
+
+    log, handler = logging.getLogger("auto_LiRPA.utils"), Collect(logging.ERROR)
+    propagate, log.propagate = log.propagate, False
+    log.addHandler(handler)
+    try:
+        yield found
+    finally:
+        log.removeHandler(handler)
+        log.propagate = propagate
