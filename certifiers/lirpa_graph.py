@@ -66,6 +66,7 @@ def _convert(lirpa: types.ModuleType, network: nn.Module, x: Tensor, logits: Ten
         "sparse_features_alpha": False,
         "optimize_bound_args": settings,
     }
+    trainable = {id(parameter): parameter.requires_grad for parameter in network.parameters()}
     with _unsupported_operations() as unsupported, warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", torch.jit.TracerWarning)
         try:
@@ -83,6 +84,7 @@ def _convert(lirpa: types.ModuleType, network: nn.Module, x: Tensor, logits: Ten
             "Write it without the branch, or use another method."
         )
     bounded.eval()
+    _keep_trainable(bounded, trainable)
     with torch.no_grad():
         same = torch.allclose(bounded(x.detach()), logits, rtol=1e-3, atol=1e-4 * (1 + float(logits.abs().max())))
     if not same:
@@ -91,6 +93,14 @@ def _convert(lirpa: types.ModuleType, network: nn.Module, x: Tensor, logits: Ten
             "would be about something else. Use another method for this network."
         )
     return bounded
+
+
+def _keep_trainable(bounded: Any, trainable: dict[int, bool]) -> None:
+    """auto_LiRPA sets a parameter's requires_grad to its node's training mode: make that what it was."""
+    for node in bounded._modules.values():
+        if type(node).__name__ == "BoundParams":
+            node.train(trainable.get(id(node.param), False))
+            node.param.requires_grad_(node.training)
 
 
 def _is_unusual(module: nn.Module) -> bool:
