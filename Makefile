@@ -1,0 +1,51 @@
+# Everything from a fresh clone: `make demo`, `make test`. The environment is made on first use and is remade when
+# this file or setup.py changes; PYTHON chooses the interpreter, TORCH, TORCHVISION and AUTO_LIRPA the releases:
+#   make test PYTHON=python3.12 TORCH=torch==2.11.0 TORCHVISION=torchvision==0.26.0
+
+PYTHON      ?= python3
+TORCH       ?= torch==2.13.0
+TORCHVISION ?= torchvision==0.28.0
+AUTO_LIRPA  ?= auto_LiRPA==0.3
+VENV        ?= .venv
+
+RUN   := $(VENV)/bin/python
+PIP   := $(RUN) -m pip install --quiet --disable-pip-version-check
+READY := $(VENV)/.ready
+
+.PHONY: help venv demo test test-all lint bench
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 12
+
+venv: $(READY) ## make .venv with everything in it
+
+# The order matters. torch comes first and is pinned, so that nothing replaces it. torchvision and auto_LiRPA come
+# without their requirements: torchvision's wheel asks for one exact build of torch, and auto_LiRPA 0.3 for
+# torch < 1.13. certifiers/bridges.py makes both load beside this torch.
+$(READY): setup.py Makefile
+	@test -x $(RUN) || { echo "Making $(VENV) with $$($(PYTHON) --version 2>&1)"; $(PYTHON) -m venv $(VENV); }
+	@echo "Installing $(TORCH) (the largest part; minutes on a slow line)"
+	@$(PIP) "$(TORCH)"
+	@echo "Installing $(TORCHVISION) and $(AUTO_LIRPA)"
+	@$(PIP) --no-deps "$(TORCHVISION)" "$(AUTO_LIRPA)"
+	@echo "Installing certprune and the rest"
+	@$(PIP) -e '.[test]'
+	@touch $@
+	@echo "$(VENV) is ready"
+
+demo: venv ## the main job, small: pretrain, prune, finetune, certify, report
+	$(RUN) run.py demo
+
+test: venv ## the tests that take minutes at most together
+	$(RUN) -m pytest -q -m "not slow"
+
+test-all: venv ## all tests
+	$(RUN) -m pytest -q
+
+lint: venv ## ruff: rules and format
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+bench: venv ## bounds against plain training and auto_LiRPA, as ratios in one process
+	$(RUN) benchmarks/bounds.py
