@@ -121,9 +121,10 @@ def fused_loss(network: Network, intervals: Intervals, y: Tensor) -> Tensor:
 def _chord(width: Tensor) -> Tensor:
     """``(1 - exp(-w)) / w``: the chord's slope over an interval of width w >= 0, relative to its upper end."""
     small = width < 1e-2
-    safe = torch.where(small, 1.0, width)
-    series = 1 - width * (1 / 2 - width * (1 / 6 - width * (1 / 24 - width / 120)))
-    return torch.where(small, series, -torch.expm1(-safe) / safe)
+    # Each branch sees only widths it can take: an overflow in the other would still poison the gradient.
+    wide, w = torch.where(small, 1.0, width), torch.where(small, width, 0.0)
+    series = 1 - w * (1 / 2 - w * (1 / 6 - w * (1 / 24 - w / 120)))
+    return torch.where(small, series, -torch.expm1(-wide) / wide)
 
 
 def needs_clean_batch(model: nn.Module) -> bool:
