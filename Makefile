@@ -22,7 +22,7 @@ venv: $(READY) ## make .venv with everything in it
 
 # The order matters. torch comes first and is pinned, so that nothing replaces it. torchvision and auto_LiRPA come
 # without their requirements: torchvision's wheel asks for one exact build of torch, and auto_LiRPA 0.3 for
-# torch < 1.13. certifiers/bridges.py makes both load beside this torch.
+# torch < 1.13. certifiers/bridges.py makes both load beside this torch, so pip need not warn of that.
 $(READY): setup.py Makefile
 	@test -x $(RUN) || { echo "Making $(VENV) with $$($(PYTHON) --version 2>&1)"; $(PYTHON) -m venv $(VENV); }
 	@echo "Installing $(TORCH) (the largest part; minutes on a slow line)"
@@ -30,7 +30,7 @@ $(READY): setup.py Makefile
 	@echo "Installing $(TORCHVISION) and $(AUTO_LIRPA)"
 	@$(PIP) --no-deps "$(TORCHVISION)" "$(AUTO_LIRPA)"
 	@echo "Installing certprune and the rest"
-	@$(PIP) -e '.[test]'
+	@$(PIP) --no-warn-conflicts -e '.[test]'
 	@touch $@
 	@echo "$(VENV) is ready"
 
