@@ -224,8 +224,10 @@ def _relu_lines(lower: Tensor, upper: Tensor, slope: float) -> tuple[Tensor, Ten
 def _relu_rows(rows: Tensor, lower: Tensor, upper: Tensor, slope: float) -> tuple[Tensor, Tensor]:
     """Rows and constant behind a ReLU, in plain arithmetic (what torch.compile fuses by itself)."""
     lower_slope, upper_slope, below, _ = _relu_lines(lower, upper, slope)
-    constant = total(rows.clamp(max=0) * ((slope - upper_slope) * below))
-    return rows * torch.where(rows >= 0, lower_slope, upper_slope), constant
+    # Zero rows are common, behind masked weights, and their gradient trains the scores: the lower line's here.
+    takes_lower = rows >= 0
+    constant = total(rows * torch.where(takes_lower, 0.0, below * (slope - upper_slope)))
+    return rows * torch.where(takes_lower, lower_slope, upper_slope), constant
 
 
 class _ReLURows(torch.autograd.Function):
@@ -234,19 +236,19 @@ class _ReLURows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows: Tensor, lower: Tensor, upper: Tensor, slope: float) -> tuple[Tensor, Tensor]:
         lower_slope, upper_slope, below, width = _relu_lines(lower, upper, slope)
-        chosen = torch.where(rows >= 0, lower_slope, upper_slope)
-        intercept = below * (slope - upper_slope)
-        constant = total(rows.clamp(max=0) * intercept)
+        takes_lower = rows >= 0
+        chosen = torch.where(takes_lower, lower_slope, upper_slope)
+        intercept = torch.where(takes_lower, 0.0, below * (slope - upper_slope))
         ctx.save_for_backward(rows, chosen, upper_slope, intercept, below, width)
         ctx.slope = slope
-        return rows * chosen, constant
+        return rows * chosen, total(rows * intercept)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_rows: Tensor, grad_constant: Tensor):
         rows, chosen, upper_slope, intercept, below, width = ctx.saved_tensors
         grad_constant = grad_constant.reshape(*grad_constant.shape, *[1] * (rows.dim() - 2))
-        to_rows = torch.where(rows >= 0, 0.0, intercept) * grad_constant + grad_rows * chosen
+        to_rows = intercept * grad_constant + grad_rows * chosen
         if not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
             return to_rows, None, None, None
         negative = rows.clamp(max=0)
