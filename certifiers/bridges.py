@@ -187,9 +187,11 @@ def _forget(package: str) -> None:
 @contextmanager
 def _global_state_kept() -> Iterator[None]:
     """Keep the warning filters and the root logger's handlers as they are, and warn of nothing meanwhile."""
-    handlers = list(logging.root.handlers)
+    handlers, disabled = list(logging.root.handlers), logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(record=True):
             yield
     finally:
+        logging.disable(disabled)
         logging.root.handlers[:] = handlers
