@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from certifiers.certify import certify
+from certifiers.certification import certify
 from certifiers.errors import InputError
 from certifiers.threat import threat
 from certifiers.verdict import Ledger, model_hash, summarise

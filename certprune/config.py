@@ -112,6 +112,7 @@ class PruneSettings(StageSettings):
     """The scores' training. ``layers``: names or patterns to prune (null: all); ``exclude``: to spare."""
 
     epochs: Whole = 4
+    optimizer: Optimizer = SGD(name="sgd")  # as HYDRA trains scores; Adam loses points at high sparsity
     layers: Annotated[tuple[str, ...], Field(strict=False)] | None = None
     exclude: Annotated[tuple[str, ...], Field(strict=False)] = ()
 
@@ -164,7 +165,7 @@ class CertifySettings(Settings):
     @field_validator("methods")
     @classmethod
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        from certifiers.certify import METHODS
+        from certifiers.certification import METHODS
         from certprune.registry import look_up
 
         for method in value:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from certifiers.attack import attack
-from certifiers.certify import CASCADE, METHODS, certify
+from certifiers.certification import CASCADE, METHODS, certify
 from certifiers.errors import InputError, SoundnessError, UnsupportedLayer
 from certifiers.fingerprint import model_hash
 from certifiers.threat import L2Ball, LinfBall
@@ -180,7 +180,7 @@ def test_attacks_go_by_the_number_in_the_data_set(monkeypatch):
         seen.append((steps, restarts, seed, list(indices)))
         return attack(model, x, y, threat, steps, restarts, seed=seed, indices=indices)
 
-    monkeypatch.setattr(sys.modules["certifiers.certify"], "attack", spy)
+    monkeypatch.setattr(sys.modules["certifiers.certification"], "attack", spy)
     model, x, y = data("mlp", 6)  # the first three are misclassified
     certify(
         model, x, y, LinfBall(0.0), attack_steps=3, attack_restarts=1, seed=5, batch_size=5, indices=range(70, 76)
