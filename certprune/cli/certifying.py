@@ -1,4 +1,4 @@
-"""``certify``, ``curve`` and ``report``: verdicts, and what is made of them."""
+"""``certify``, ``curve``, ``table`` and ``report``: verdicts, and what is made of them."""
 
 from __future__ import annotations
 
@@ -101,6 +101,28 @@ def report(
     console().print(f"Report: {write_report(folders, out)}", soft_wrap=True)
 
 
+@app.command()
+def table(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs of one recipe with different seeds.")],
+    eps: Annotated[str | None, typer.Option(help="Which eps to show. Default: the recipe's own.")] = None,
+    title: Annotated[str, typer.Option(help="The page's heading.")] = "Certified accuracy",
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="A Markdown file; a CSV goes beside it.")] = None,
+) -> None:
+    """Means over seeds with 95 % intervals, and paired differences; as Markdown and CSV with -o."""
+    from certprune.provenance import command_line
+    from certprune.reports import aggregate, csv_table, read_run, rich_table, study_page
+    from certprune.storage import write_text
+
+    runs = [read_run(folder) for folder in folders]
+    radius = None if eps is None else _radius(eps)
+    rows = aggregate(runs, runs[0].main_eps if radius is None else radius)
+    console().print(rich_table(rows))
+    if out is not None:
+        write_text(out, study_page(runs, title, command_line(), radius))
+        write_text(out.with_suffix(".csv"), csv_table(rows))
+        console().print(f"Table: {out}, {out.with_suffix('.csv')}", soft_wrap=True)
+
+
 def _percent(accuracy: Any) -> str:
     return f"{100 * accuracy.value:.1f} % [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
 
@@ -132,7 +154,7 @@ def _indices(index: str | None, count: int | None) -> range | None:
 
 
 def _check_methods(methods: list[str] | None) -> None:
-    from certifiers.certify import METHODS
+    from certifiers.certification import METHODS
     from certprune.registry import look_up
 
     for method in methods or ():

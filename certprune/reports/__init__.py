@@ -7,6 +7,7 @@ from certprune.reports.plot import write_curves
 from certprune.reports.read import read_run
 from certprune.reports.rows import summary_rows
 from certprune.reports.seeds import aggregate
+from certprune.reports.study import study_page
 from certprune.reports.tables import csv_table, html_table, markdown_table, rich_table
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "read_curves",
     "read_run",
     "rich_table",
+    "study_page",
     "summary_rows",
     "write_curves",
     "write_report",
