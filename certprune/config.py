@@ -200,11 +200,11 @@ class Recipe(Settings):
 
     @field_validator("objective")
     @classmethod
-    def _builds(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _resolved(cls, value: dict[str, Any]) -> dict[str, Any]:
         from certprune.objectives import build_objective
 
-        build_objective(value)
-        return value
+        # With its defaults, so that a run folder says all, and goes on the same if a default ever changes.
+        return build_objective(value).model_dump(mode="json")
 
     @field_validator("pretrain", "prune", "finetune")
     @classmethod

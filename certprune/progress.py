@@ -65,41 +65,49 @@ class PlainProgress(Progress):
 
 
 class LiveProgress(Progress):
-    """One bar with rate and time left; a line stays behind for every piece of work that is done."""
+    """A bar with rate and time left, how it goes below it; a line stays behind for all work that is done."""
 
     def __init__(self, console: Any) -> None:
         from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bars
+        from rich.text import Text
 
-        self.bars = Bars(
+        class BarsWithNote(Bars):
+            note = ""
+
+            def get_renderables(self) -> Any:
+                if self.tasks:
+                    yield self.make_tasks_table(self.tasks)
+                    yield Text(f"  {self.note}", style="dim", no_wrap=True, overflow="ellipsis")
+
+        self.bars = BarsWithNote(
             TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=16),
             TaskProgressColumn(),
             TextColumn("{task.fields[rate]}"),
-            TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(compact=True),
             console=console,
             transient=True,
         )
         self.task: Any = None
-        self.title, self.unit, self.epochs, self.result = "", "images", "", ""
+        self.title, self.unit, self.place, self.result = "", "images", "", ""
         self.began = time.monotonic()
 
     def begin(self, title: str, total: int, unit: str = "images", done: int = 0) -> None:
-        self.title, self.unit, self.epochs, self.result = title, unit, "", ""
+        self.title, self.unit, self.place, self.result = title, unit, "", ""
         self.began = time.monotonic()
+        self.bars.note = ""
         self.bars.start()
-        self.task = self.bars.add_task(title, total=total, completed=done, rate="", note="")
+        self.task = self.bars.add_task(title, total=total, completed=done, rate="")
 
     def advance(self, count: int, note: str = "") -> None:
         speed = self.bars.tasks[-1].speed
-        rate = f"{speed:,.0f} {self.unit}/s" if speed else ""
-        parts = [part for part in (self.epochs, note, self.result) if part]
-        self.bars.update(self.task, advance=count, rate=rate, note=" · ".join(parts))
+        self.bars.note = " · ".join(part for part in (self.place, note, self.result) if part)
+        self.bars.update(self.task, advance=count, rate=f"{speed:,.0f} {self.unit}/s" if speed else "")
 
     def epoch(self, number: int, epochs: int, row: Mapping[str, Any]) -> None:
-        self.epochs = f"epoch {min(number + 1, epochs)}/{epochs}"
-        self.result = f"last: {epoch_note(row)}"
+        self.place = f"epoch {min(number + 1, epochs)}/{epochs}"
+        self.result = epoch_note({"validation": row["validation"]})
 
     def end(self, summary: str = "") -> None:
         self.bars.remove_task(self.task)
@@ -118,7 +126,7 @@ def make_progress(console: Any) -> Progress:
 def epoch_note(row: Mapping[str, Any]) -> str:
     """What to say of an epoch: both losses, and validation's clean and certified accuracy where known."""
     validation = row.get("validation", {})
-    losses = {"loss": row.get("train", {}).get("loss"), "validation": validation.get("loss")}
+    losses = {"loss": row.get("train", {}).get("loss"), "validation loss": validation.get("loss")}
     parts = [f"{word} {_number(loss)}" for word, loss in losses.items() if loss is not None]
     for key, word in (("clean_accuracy", "clean"), ("certified_accuracy", "certified")):
         if validation.get(key) is not None:

@@ -88,10 +88,10 @@ def dump_recipe(recipe: Recipe) -> str:
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """What would train other weights: one ``key: old -> new`` a line.
 
-    Free to change are the folder, the machine's settings, what is certified, and variants added to those
+    Free to change are the name and the folder, the machine's settings, what is certified, and variants added to those
     there.
     """
-    free = {"output", "device", "threads", "certify", "variants"}
+    free = {"name", "output", "device", "threads", "certify", "variants"}
     was, now = (recipe.model_dump(mode="json", exclude=free) for recipe in (old, new))
     for recipe, content in ((old, was), (new, now)):
         content["variants"] = {v.name: v.model_dump(mode="json") for v in recipe.variants}

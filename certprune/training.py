@@ -114,7 +114,8 @@ def train(
     model.load_state_dict(state.best)
     write_json_lines(folder / "metrics.jsonl", state.history)
     selected = [row for row in state.history if row["selected"]][-1]
-    progress.end(f"epoch {selected['epoch']} selected: {epoch_note(selected)}")
+    summary = epoch_note({"validation": selected["validation"]})
+    progress.end(f"epoch {selected['epoch']} selected: {summary}")
     seconds = sum(row["seconds"] for row in state.history)
     return TrainResult(state.history, selected["epoch"], seconds, selected["validation"])
 

@@ -1,5 +1,6 @@
 """The command line: what each command prints, and that every mistake is one paragraph that spoils nothing."""
 
+import io
 import json
 import re
 import shutil
@@ -9,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from certifiers.errors import InputError
 from certprune import runs
 from certprune.cli import main
+from certprune.progress import make_progress
 
 ROOT = Path(__file__).parent.parent
 SMOKE = ROOT / "configs" / "smoke.yaml"
@@ -147,6 +150,23 @@ def test_settings_for_certifying_may_change(cli, work):
     assert cli("run", work, "certify.count=12") == 0
     assert "12 digits test images" in cli.out
     assert "count: 12" in (work / "config.yaml").read_text()
+
+
+def test_a_terminal_sees_a_bar_with_rate_and_accuracy():
+    console = Console(file=io.StringIO(), force_terminal=True, width=80)
+    progress = make_progress(console)
+    progress.begin("pretrain", 200)
+    for number in (1, 2):
+        progress.advance(100, "loss 1.5")
+        row = {"validation": {"loss": 0.75, "certified_accuracy": 0.5}}
+        progress.epoch(number, 2, row)
+    progress.advance(0, "loss 1.5")
+    progress.bars.refresh()
+    progress.end("epoch 2 selected")
+    progress.close()
+    shown = console.file.getvalue()
+    for words in ("images/s", "epoch 2/2 · loss 1.5", "certified 50.0 %", "pretrain", "100%", "epoch 2 selected"):
+        assert words in shown
 
 
 # --- loading -----------------------------------------------------------------------------------------------------

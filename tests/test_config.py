@@ -88,11 +88,20 @@ def test_circles_of_extends_are_found(tmp_path):
 
 
 def test_a_stage_may_change_the_objective():
-    recipe = minimal(objective={"name": "crown_ibp", "eps": 0.1}, prune={"objective": {"eps": 0.2}},
-                     finetune={"objective": {"name": "benign"}})  # fmt: skip
-    assert recipe.stage_objective("pretrain") == {"name": "crown_ibp", "eps": 0.1}
-    assert recipe.stage_objective("prune") == {"name": "crown_ibp", "eps": 0.2}
-    assert recipe.stage_objective("finetune") == {"name": "benign"}
+    recipe = minimal(
+        objective={"name": "crown_ibp", "eps": 0.1, "fusion": False},
+        prune={"objective": {"eps": 0.2}},
+        finetune={"objective": {"name": "benign"}},
+    )
+    settings = [recipe.stage_objective(stage) for stage in ("pretrain", "prune", "finetune")]
+    assert [s["name"] for s in settings] == ["crown_ibp", "crown_ibp", "benign"]
+    assert (settings[0]["eps"], settings[1]["eps"]) == (0.1, 0.2)
+    assert settings[0]["fusion"] is settings[1]["fusion"] is False and "fusion" not in settings[2]
+
+
+def test_the_objective_is_kept_with_its_defaults():
+    assert load_recipe(SMOKE).objective["kappa"] == {"start": 1.0, "end": 0.0}
+    assert "kappa" in yaml.safe_load(dump_recipe(load_recipe(SMOKE)))["objective"]
 
 
 def test_the_eps_grid_defaults_to_the_objective():
