@@ -85,7 +85,7 @@ def _source(traced: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     varying = [a for a in node.args if _constant(traced, a) is None]
     if len(varying) != 1 or not isinstance(varying[0], fx.Node):
         return None
-    if varying[0] is not node.args[0] and (node.target in _DIVIDE or node.op == "call_method"):
+    if varying[0] is not node.args[0] and node.target in _DIVIDE:
         return None
     return varying[0]
 

@@ -69,6 +69,8 @@ def margin_lower_bounds_lirpa(
         )
         inputs = (lirpa.BoundedTensor(x, _perturbation(lirpa, x, threat)),)
         rows = _margin_rows(others, y, x.dtype)
+        if optimise and not graph.optimizable_activations:
+            method = "crown"  # nothing to optimise, which auto_LiRPA takes for a mistake
         bounds, _ = graph.compute_bounds(x=inputs, C=rows, method=method, bound_upper=False)
     bounds = bounds.detach() if optimise else bounds
     return torch.zeros_like(logits).masked_scatter(others, bounds)
@@ -81,13 +83,13 @@ def _check(model: nn.Module, method: str, iterations: int, lr: float) -> None:
         raise InputError(
             f"alpha-CROWN needs at least one iteration and a step size above 0; {iterations} and {lr} came."
         )
-    if any(module.training for module in model.modules()):
-        raise InputError("The model is in training mode, which no certificate is about. Call model.eval() first.")
     if any(parametrize.is_parametrized(module) for module in model.modules()):
         raise InputError(
             "The model has parametrized weights (masks, for example), which auto_LiRPA does not trace. Make "
             "them plain first, with materialize(model) or torch.nn.utils.parametrize.remove_parametrizations."
         )
+    if any(module.training for module in model.modules()):
+        raise InputError("The model is in training mode, which no certificate is about. Call model.eval() first.")
 
 
 def _perturbation(lirpa: types.ModuleType, x: Tensor, threat: Threat) -> Any:

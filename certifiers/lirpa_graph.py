@@ -167,7 +167,7 @@ def _unsupported_operations() -> Iterator[list[str]]:
         def emit(self, record: logging.LogRecord) -> None:
             for node in record.args if isinstance(record.args, tuple) else ():
                 if hasattr(node, "op") and hasattr(node, "name"):
-                    found.append(f"{node.op} (at {node.name})")
+                    found.append(f"{(node.attr or {}).get('operator', node.op)} (at {node.name})")
 
     log, handler = logging.getLogger("auto_LiRPA.utils"), Collect(logging.ERROR)
     propagate, log.propagate = log.propagate, False
