@@ -6,18 +6,17 @@
 
 from __future__ import annotations
 
-import difflib
-import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from certifiers.errors import InputError
 from certprune.config import Recipe, merged_keys
+from certprune.mistakes import kind_of, one_line, sentences, show
 
 
 class _Loader(yaml.SafeLoader):
@@ -65,10 +64,7 @@ def parse_recipe(content: dict[str, Any], source: str = "the recipe") -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        details = error.errors(include_url=False)
-        deeper = {detail["loc"][:-1] for detail in details}  # a list whose items are wrong also counts as too short
-        lines = [_sentence(d, content) for d in details if not (d["type"] == "too_short" and d["loc"] in deeper)]
-        lines = [line for line in lines if line]
+        lines = sentences(error, content)
         count = "one mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
         raise InputError(f"{source} has {count}:\n" + "\n".join(f"- {line}" for line in lines)) from error
 
@@ -98,7 +94,7 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
     now["variants"] = {name: now["variants"].get(name) for name in was["variants"]}
     was, now = _flat(was), _flat(now)
     return [
-        f"{key}: {_show(was.get(key))} -> {_show(now.get(key))}"
+        f"{key}: {show(was.get(key))} -> {show(now.get(key))}"
         for key in sorted(was.keys() | now.keys())
         if was.get(key) != now.get(key)
     ]
@@ -119,14 +115,14 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"The recipe {path} cannot be read ({error}). Give the path of a YAML file.") from error
     except yaml.YAMLError as error:
-        raise InputError(f"The recipe {path} is not valid YAML: {_flat_text(error)}. Mend that line.") from error
+        raise InputError(f"The recipe {path} is not valid YAML: {one_line(error)}. Mend that line.") from error
     if not isinstance(content, dict):
-        raise InputError(f"The recipe {path} must hold `key: value` lines, but it holds {_kind(content)}.")
+        raise InputError(f"The recipe {path} must hold `key: value` lines, but it holds {kind_of(content)}.")
     parent = content.pop("extends", None)
     if parent is None:
         return content
     if not isinstance(parent, str):
-        raise InputError(f"{path}: extends must be the path of another recipe, but {_show(parent)} came.")
+        raise InputError(f"{path}: extends must be the path of another recipe, but {show(parent)} came.")
     return merged_keys(_read(path.parent / parent, (*above, path.resolve())), content)
 
 
@@ -138,7 +134,7 @@ def _override(content: dict[str, Any], override: str) -> None:
     try:
         value = yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:
-        raise InputError(f"The value in {override!r} is not valid YAML: {_flat_text(error)}.") from error
+        raise InputError(f"The value in {override!r} is not valid YAML: {one_line(error)}.") from error
     steps = key.split(".")
     at: Any = content
     for number, step in enumerate(steps):
@@ -153,7 +149,7 @@ def _override(content: dict[str, Any], override: str) -> None:
                 )
             step = int(step)
         elif not isinstance(at, dict):
-            raise InputError(f"{override!r}: {'.'.join(steps[:number])} is {_show(at)}, which has no keys below it.")
+            raise InputError(f"{override!r}: {'.'.join(steps[:number])} is {show(at)}, which has no keys below it.")
         if last:
             at[step] = value
         elif isinstance(at, list) or at.get(step) is not None:
@@ -161,143 +157,6 @@ def _override(content: dict[str, Any], override: str) -> None:
         else:
             at[step] = {}
             at = at[step]
-
-
-# --- the wording of mistakes
-# ---------------------------------------------------------------------------------
-
-_EXPECTED = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "string_type": "text",
-    "bool_type": "true or false",
-    "dict_type": "a mapping of keys",
-    "model_type": "a mapping of keys",
-    "model_attributes_type": "a mapping of keys",
-    "tuple_type": "a list",
-    "list_type": "a list",
-}
-_BOUNDS = {
-    "greater_than": ("gt", "greater than"),
-    "greater_than_equal": ("ge", "at least"),
-    "less_than": ("lt", "less than"),
-    "less_than_equal": ("le", "at most"),
-}
-
-
-def _sentence(detail: dict[str, Any], content: dict[str, Any]) -> str:
-    """One mistake in one sentence: which key, what was expected, what came."""
-    kind, came, context = detail["type"], detail["input"], detail.get("ctx", {})
-    model, path = _locate(detail["loc"], content)
-    key = ".".join(str(step) for step in path) or "the recipe"
-    if kind == "default_factory_not_called":  # follows from another mistake, which has its own line
-        return ""
-    if kind == "extra_forbidden":
-        return _unknown_key(path, model)
-    if kind == "missing":
-        return f"{key} is missing; it must be given."
-    if kind in ("literal_error", "union_tag_invalid", "union_tag_not_found"):
-        return _unknown_choice(key, kind, came, context)
-    if kind in _BOUNDS:
-        name, words = _BOUNDS[kind]
-        return f"{key} must be {words} {context[name]:g}, but {_show(came)} came.{_hint(key)}"
-    if kind == "string_pattern_mismatch":
-        return f"{key} names a folder: letters, digits and . _ + - only, but {_show(came)} came."
-    if kind == "too_short":
-        return f"{key} must not be empty."
-    if kind == "value_error":
-        return f"{key}: {_flat_text(context['error'])}"
-    if kind in _EXPECTED:
-        return f"{key} must be {_EXPECTED[kind]}, but {_kind(came)} came: {_show(came)}.{_hint(key)}"
-    return f"{key}: {detail['msg']}, but {_show(came)} came."
-
-
-def _hint(key: str) -> str:
-    leaf = key.rsplit(".", 1)[-1]
-    if leaf == "sparsity":
-        return " Sparsity is the fraction of weights removed, e.g. 0.95."
-    if leaf in ("methods", "eps", "milestones", "layers", "exclude"):
-        return f" Write a list: {leaf}: [.., ..]."
-    return ""
-
-
-def _unknown_key(path: Sequence[str | int], model: type[BaseModel] | None) -> str:
-    allowed = sorted(model.model_fields) if model else []
-    near = difflib.get_close_matches(str(path[-1]), allowed, n=2)
-    maybe = f" Did you mean {' or '.join(near)}?" if near else ""
-    where = f" in {'.'.join(map(str, path[:-1]))}" if len(path) > 1 else ""
-    return f"{'.'.join(map(str, path))} is no known key.{maybe} Allowed{where}: {', '.join(allowed)}."
-
-
-def _unknown_choice(key: str, kind: str, came: Any, context: dict[str, Any]) -> str:
-    expected = context.get("expected", context.get("expected_tags", "")).replace("'", "").replace(" or ", ", ")
-    if kind == "union_tag_not_found":
-        return f"{key} must be a mapping with a name, but {_show(came)} came."
-    value = came.get("name") if isinstance(came, dict) else came
-    name = f"{key}.name" if kind == "union_tag_invalid" else key
-    near = difflib.get_close_matches(str(value), expected.split(", "), n=1)
-    maybe = f" Did you mean {near[0]}?" if near else ""
-    return f"{name} must be one of {expected}, but {_show(value)} came.{maybe}"
-
-
-def _locate(location: Iterable[str | int], content: Any) -> tuple[type[BaseModel] | None, list[str | int]]:
-    """The settings class that holds the last step of ``location``, and it without pydantic's tags."""
-    steps = list(location)
-    model: Any = Recipe
-    holder, path = model, []
-    for number, step in enumerate(steps):
-        last = number == len(steps) - 1
-        inside = isinstance(content, dict) and step in content or isinstance(content, list) and isinstance(step, int)
-        if not inside and not last:  # a union's tag: stands in the location but not in the file
-            continue
-        holder = model
-        path.append(step)
-        content = content[step] if inside else None
-        model = _child(model, step, content)
-    return (holder if isinstance(holder, type) and issubclass(holder, BaseModel) else None), path
-
-
-def _child(model: Any, step: str | int, value: Any) -> Any:
-    """The settings class (or list of them) below ``model`` at ``step``."""
-    if isinstance(step, int) or not hasattr(model, "model_fields"):
-        return _classes(model, value)
-    field = model.model_fields.get(step)
-    return _classes(field.annotation, value) if field else None
-
-
-def _classes(annotation: Any, value: Any) -> Any:
-    found = [c for c in _leaves(annotation) if isinstance(c, type) and issubclass(c, BaseModel)]
-    for candidate in found:
-        tags = get_args(candidate.model_fields["name"].annotation) if "name" in candidate.model_fields else ()
-        if isinstance(value, dict) and value.get("name") in tags:
-            return candidate
-    return found[0] if found else None
-
-
-def _leaves(annotation: Any) -> list[Any]:
-    if get_origin(annotation) is None:
-        return [annotation]
-    return [leaf for part in get_args(annotation) for leaf in _leaves(part)]
-
-
-def _kind(value: Any) -> str:
-    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list",
-             tuple: "a list", dict: "a mapping", type(None): "nothing"}  # fmt: skip
-    return kinds.get(type(value), type(value).__name__)
-
-
-def _show(value: Any) -> str:
-    try:
-        text = json.dumps(value)
-    except (TypeError, ValueError):
-        text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _flat_text(error: object) -> str:
-    return " ".join(str(error).split())
 
 
 def _flat(content: Any, prefix: str = "") -> dict[str, Any]:

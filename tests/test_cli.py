@@ -169,6 +169,24 @@ def test_a_terminal_sees_a_bar_with_rate_and_accuracy():
         assert words in shown
 
 
+def test_a_dense_yardstick_and_an_objective_without_eps(cli, tmp_path):
+    recipe = tmp_path / "benign.yaml"
+    recipe.write_text(
+        f"extends: {SMOKE}\nname: benign\nmodel: {{batch_norm: true}}\nobjective: {{name: benign}}\n"
+        "initialisation: default\npretrain: {epochs: 2}\nprune: {epochs: 1}\nfinetune: {epochs: 2}\n"
+        "variants: [{dense: true}, {sparsity: 0.5, name: half}]\ncertify: {eps: null}\n"
+    )
+    assert cli("run", recipe) == 0
+    run = runs.open_run(tmp_path / "runs" / "benign")
+    assert run.stage_record("finetune", "dense")["epochs"] == 3 and not run.is_complete("prune", "dense")
+    assert run.stage_record("finetune", "dense")["sparsity"]["total"] == 0
+    assert run.stage_record("finetune", "half")["sparsity"]["total"] == pytest.approx(0.5, abs=0.01)
+    assert not (run.folder / "certificates").exists() and (run.folder / "report.html").exists()
+    before, after = (run.load_model(*where).state_dict() for where in (("pretrain",), ("half", "prune")))
+    statistics = [name for name in before if "running" in name]
+    assert statistics and all(before[name].equal(after[name]) for name in statistics)
+
+
 # --- loading -----------------------------------------------------------------------------------------------------
 
 
@@ -254,6 +272,7 @@ def test_a_folder_with_other_things_is_not_used(cli, tmp_path):
     cli.refuses("run", SMOKE, "output=r", saying=["not a run folder", "output="])
     assert [path.name for path in (tmp_path / "r").iterdir()] == ["thesis.txt"]
     cli.refuses("run", SMOKE, "output=r/thesis.txt", saying=["is a file"])
+    cli.refuses("run", SMOKE, "output=r/thesis.txt/deeper", saying=["thesis.txt", "Check the path"])
 
 
 def _truncate(path):

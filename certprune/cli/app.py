@@ -21,6 +21,11 @@ class Commands(TyperGroup):
                 raise
             say_error(str(error))
             raise typer.Exit(3 if isinstance(error, SoundnessError) else 2) from None
+        except OSError as error:
+            if context.params.get("traceback"):
+                raise
+            say_error(f"{error}. Check the path, its permissions and the space left; no written file is spoilt.")
+            raise typer.Exit(2) from None
         except KeyboardInterrupt:
             if context.params.get("traceback"):
                 raise
