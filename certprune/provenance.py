@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from certprune import __version__
+
 PACKAGES = (
     "torch", "torchvision", "auto_LiRPA", "numpy", "scipy", "statsmodels", "pydantic", "safetensors", "rich",
     "typer", "PyYAML", "matplotlib", "mlxtend", "scikit-learn",
@@ -50,7 +52,7 @@ def package_version(name: str) -> str | None:
 
 def package_versions() -> dict[str, str | None]:
     """The versions of everything that can change a result or a picture of it."""
-    return {"certprune": package_version("certprune"), **{name: package_version(name) for name in PACKAGES}}
+    return {"certprune": __version__, **{name: package_version(name) for name in PACKAGES}}
 
 
 def git_commit() -> str | None:

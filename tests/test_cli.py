@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
+import certprune
 from certifiers.errors import InputError
 from certprune import runs
 from certprune.cli import main
@@ -92,6 +93,10 @@ def test_help_needs_no_torch():
     assert shown.stdout.strip().endswith("False"), shown.stdout
     for command in ("run", "demo", "certify", "curve", "report", "datasets", "models", "doctor"):
         assert re.search(rf"^\W*{command}\b", shown.stdout, re.M)
+
+
+def test_version(cli):
+    assert cli("--version") == 0 and cli.out == f"certprune {certprune.__version__}\n"
 
 
 def test_lists(cli, monkeypatch):

@@ -42,16 +42,22 @@ app = typer.Typer(
 )
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from certprune import __version__
+
+        print(f"certprune {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     traceback: bool = typer.Option(False, "--traceback", help="Show where in the code an error came up."),
-    version: bool = typer.Option(False, "--version", help="Show the version and exit."),
+    version: bool = typer.Option(
+        False, "--version", help="Show the version and exit.", callback=_show_version, is_eager=True
+    ),
 ) -> None:
-    if version:
-        from certprune.provenance import package_version
-
-        print(f"certprune {package_version('certprune') or '(not installed, run from its folder)'}")
-        raise typer.Exit
+    """Options of every command; what they do is done in :class:`Commands` and by their callbacks."""
 
 
 def say_error(message: str, title: str = "Error") -> None:
