@@ -213,12 +213,52 @@ def test_the_model_is_left_as_it_was(method):
 
 
 def test_dropout_is_nothing_in_eval_mode():
-    plain = NETS["bn"]()
-    dropping = copy.deepcopy(plain).insert(3, nn.Dropout(0.5)).eval()
-    x, y = images(3)
+    """auto_LiRPA alone would trace a network with dropout in training mode, BatchNorm included."""
+    plain = behind(nn.Identity(), nn.Sequential(nn.BatchNorm2d(3), nn.Identity()))
+    models = [plain, copy.deepcopy(plain)]
+    models[1][3][1] = nn.Dropout(0.5).eval()
+    before = copy.deepcopy(models[1].state_dict())
+    x, y = images(3, dtype=DOUBLE)
     for method in ("ibp", "crown"):
-        bounds = [margin_lower_bounds_lirpa(m, x, y, LinfBall(0.02), method) for m in (plain, dropping)]
-        assert torch.equal(*bounds)
+        assert torch.equal(*(margin_lower_bounds_lirpa(m, x, y % 4, LinfBall(0.02), method) for m in models))
+    assert all(torch.equal(before[key], value) for key, value in models[1].state_dict().items())
+
+
+def dense(conv: nn.Conv2d) -> nn.Conv2d:
+    """The same convolution without groups or dilation: zeros between the weights."""
+    channels, (rate, _), size = conv.in_channels, conv.dilation, conv.kernel_size[0]
+    whole = nn.Conv2d(channels, conv.out_channels, rate * (size - 1) + 1, padding=conv.padding).to(DOUBLE)
+    whole.weight.data.zero_()
+    group_in, group_out = channels // conv.groups, conv.out_channels // conv.groups
+    for out in range(conv.out_channels):
+        first = out // group_out * group_in
+        whole.weight.data[out, first : first + group_in, ::rate, ::rate] = conv.weight.data[out]
+    whole.bias.data = conv.bias.data
+    return whole
+
+
+@pytest.mark.parametrize("norm", THREATS)
+@pytest.mark.parametrize("middle", ["groups", "dilation"])
+def test_groups_and_dilation_equal_a_dense_convolution(middle, norm):
+    """auto_LiRPA's fast mode for convolutions gives other bounds, which are wrong."""
+    model = behind(nn.Identity(), MIDDLES[middle]())
+    plain = copy.deepcopy(model)
+    plain[3] = dense(model[3]).eval()
+    x, y = images(3, seed=3, dtype=DOUBLE)
+    assert torch.allclose(plain(x), model(x), atol=1e-12)
+    for method in METHODS:
+        bounds = [margin_lower_bounds_lirpa(m, x, y % 4, THREATS[norm], method, 3) for m in (model, plain)]
+        assert (bounds[0] - bounds[1]).abs().max() < (1e-4 if method == "alpha-crown" else 1e-9), method
+
+
+@pytest.mark.parametrize("eps", [0.01, 0.05, 0.3])
+@pytest.mark.parametrize("name", NETS)
+def test_slopes_are_optimised_whatever_is_unstable(name, eps):
+    """auto_LiRPA 0.3 stops on residual networks, and where nearly all units of a layer are unstable."""
+    x, y = images()
+    alpha = margin_lower_bounds_lirpa(NETS[name](), x, y, LinfBall(eps), "alpha-crown", iterations=3)
+    crown = margin_lower_bounds_lirpa(NETS[name](), x, y, LinfBall(eps), "crown")
+    assert (alpha >= crown - 1e-5 * crown.abs().max()).all()
 
 
 def test_gradients_are_those_of_the_bound():
