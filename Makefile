@@ -12,11 +12,14 @@ RUN   := $(VENV)/bin/python
 PIP   := $(RUN) -m pip install --quiet --disable-pip-version-check
 READY := $(VENV)/.ready
 
+SEEDS := 0 1 2
+HYDRA := $(foreach seed,$(SEEDS),runs/fashion_mnist_hydra-$(seed))
+
 .PHONY: help venv demo test test-all lint bench
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 12
+	@grep -E '^[a-z/.-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 12
 
 venv: $(READY) ## make .venv with everything in it
 
@@ -49,3 +52,11 @@ lint: venv ## ruff: rules and format
 
 bench: venv ## bounds against plain training and auto_LiRPA, as ratios in one process
 	$(RUN) benchmarks/bounds.py
+
+# About two hours; interrupted, the same command goes on. One thread each, so that seeds may run side by side.
+results/hydra.md: venv ## learned scores against least magnitude on Fashion-MNIST, three seeds
+	for seed in $(SEEDS); do \
+	  $(RUN) run.py run configs/fashion_mnist_hydra.yaml seed=$$seed output=runs/fashion_mnist_hydra-$$seed threads=1 \
+	  || exit 1; \
+	done
+	$(RUN) run.py table $(HYDRA) --title "Learned scores against least magnitude, Fashion-MNIST at eps 0.1" -o $@
