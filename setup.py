@@ -31,7 +31,7 @@ setup(
         "statsmodels",  # Clopper-Pearson, Wilson
         "scipy",  # normal quantiles, HiGHS
         "rich",  # progress, tables
-        "pydantic>=2",  # the schema of a recipe
+        "pydantic>=2.11",  # the schema of a recipe
         "PyYAML",
         "typer",  # commands
         "safetensors",  # weights, without pickle

@@ -91,9 +91,7 @@ class _Task(NamedTuple):
     step_size: float | Tensor
 
 
-def _task(
-    model: nn.Module, x: Tensor, y: Tensor, threat: Threat, steps: int, step_size: float | None
-) -> _Task:
+def _task(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, steps: int, step_size: float | None) -> _Task:
     size = 2.5 * threat.eps / max(steps, 1) if step_size is None else step_size
     return _Task(model, x.detach(), y, threat, steps, size)
 

@@ -149,9 +149,7 @@ def _decide(job: _Job, x: Tensor, y: Tensor, numbers: Sequence[int]) -> list[Ver
             margin=outcome.margin,
             seconds=seconds,
         )
-        for number, label, prediction, outcome in zip(
-            numbers, y.tolist(), predictions.tolist(), outcomes, strict=True
-        )
+        for number, label, prediction, outcome in zip(numbers, y.tolist(), predictions.tolist(), outcomes, strict=True)
     ]
 
 

@@ -17,9 +17,10 @@ Certifier = Callable[[nn.Module, Tensor, Tensor, Threat], Tensor]
 
 def _bounds(method: str) -> Certifier:
     def lower_bounds(model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
-        from certifiers.bounds import margin_lower_bounds
+        from certifiers.bounds import check_against_model, margin_lower_bounds, trace
 
         with torch.no_grad():
+            check_against_model(trace(model, tuple(x.shape[1:])), model, x)
             return margin_lower_bounds(model, x, y, threat, method=method)
 
     return lower_bounds
@@ -55,9 +56,7 @@ def method_names(method: str | Sequence[str]) -> tuple[str, ...]:
     names = CASCADE if method == "cascade" else (method,) if isinstance(method, str) else tuple(method)
     for name in names:
         if name not in METHODS:
-            raise InputError(
-                f"The method to certify with must be cascade or among {', '.join(METHODS)}, not {name!r}."
-            )
+            raise InputError(f"The method to certify with must be cascade or among {', '.join(METHODS)}, not {name!r}.")
     if not names:
         raise InputError(f"At least one method to certify with is needed, among {', '.join(METHODS)}.")
     return names

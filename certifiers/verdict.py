@@ -210,7 +210,7 @@ def _parse(path: Path, rows: list[dict[str, Any]]) -> tuple[dict[str, Any], list
     header = rows[0]
     if header.get("ledger") != VERSION:
         raise InputError(
-            f"{path} is no ledger of verdicts: its first line should hold \"ledger\": {VERSION}. Nothing was "
+            f'{path} is no ledger of verdicts: its first line should hold "ledger": {VERSION}. Nothing was '
             "changed; give the path of a ledger, or of a file that does not exist yet."
         )
     verdicts: list[Verdict] = []

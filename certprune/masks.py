@@ -96,9 +96,7 @@ def materialize(model: nn.Module) -> nn.Module:
         if _mask_of(layer) is None:
             continue
         if set(layer.parametrizations) != {"weight"} or len(layer.parametrizations.weight) != 1:
-            raise InputError(
-                f"The layer {name!r} has other parametrisations beside its mask. Remove them first."
-            )
+            raise InputError(f"The layer {name!r} has other parametrisations beside its mask. Remove them first.")
         with torch.no_grad():
             weight = layer.parametrizations.weight()
         # Not `remove_parametrizations`: it edits the layer's class, which a deep copy shares with its model.

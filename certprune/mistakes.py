@@ -138,8 +138,16 @@ def _leaves(annotation: Any) -> list[Any]:
 
 def kind_of(value: Any) -> str:
     """What a YAML value is, in words."""
-    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list",
-             tuple: "a list", dict: "a mapping", type(None): "nothing"}  # fmt: skip
+    kinds = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        list: "a list",
+        tuple: "a list",
+        dict: "a mapping",
+        type(None): "nothing",
+    }
     return kinds.get(type(value), type(value).__name__)
 
 

@@ -14,9 +14,21 @@ from typing import Any
 from certprune import __version__
 
 PACKAGES = (
-    "torch", "torchvision", "auto_LiRPA", "numpy", "scipy", "statsmodels", "pydantic", "safetensors", "rich",
-    "typer", "PyYAML", "matplotlib", "mlxtend", "scikit-learn",
-)  # fmt: skip
+    "torch",
+    "torchvision",
+    "auto_LiRPA",
+    "numpy",
+    "scipy",
+    "statsmodels",
+    "pydantic",
+    "safetensors",
+    "rich",
+    "typer",
+    "PyYAML",
+    "matplotlib",
+    "mlxtend",
+    "scikit-learn",
+)
 
 
 def describe(seed: int, command: str, threads: int, device: str) -> dict[str, Any]:

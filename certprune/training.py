@@ -101,9 +101,9 @@ def train(
     for epoch in range(state.epoch, plan.epochs):
         began = time.perf_counter()
         order = _seed_epoch(plan, epoch, len(labels))[:size].to(plan.device)
-        row = _epoch(model, parameters, objective, optimizer, images, labels, order.view(steps, batch), epoch,
-        plan,
-                     progress)  # fmt: skip
+        row = _epoch(
+            model, parameters, objective, optimizer, images, labels, order.view(steps, batch), epoch, plan, progress
+        )
         row["validation"] = validate(model, objective, data.validation, batch, plan.device)
         row["seconds"] = time.perf_counter() - began
         row["selected"] = not state.history or _rank(row) < min(_rank(entry) for entry in state.history)
@@ -204,9 +204,12 @@ def _optimizer(settings: StageSettings, parameters: Sequence[nn.Parameter]) -> t
     if chosen.name == "adam":
         return torch.optim.AdamW(parameters, lr=chosen.lr, weight_decay=chosen.weight_decay)
     return torch.optim.SGD(
-        parameters, lr=chosen.lr, momentum=chosen.momentum, weight_decay=chosen.weight_decay,
+        parameters,
+        lr=chosen.lr,
+        momentum=chosen.momentum,
+        weight_decay=chosen.weight_decay,
         nesterov=chosen.momentum > 0,
-    )  # fmt: skip
+    )
 
 
 def _seed_epoch(plan: Plan, epoch: int, count: int) -> Tensor:

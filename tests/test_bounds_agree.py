@@ -44,7 +44,8 @@ class Unpadded(nn.Sequential):
     """auto_LiRPA takes a convolution's whole kernel for its l2 norm at the borders too, where ours is smaller."""
 
     def __init__(self, dtype: torch.dtype):
-        super().__init__(nn.Conv2d(1, 4, 3, 2), nn.ReLU(), nn.Conv2d(4, 6, 2), nn.ReLU(), nn.Flatten(), nn.Linear(24, 10))
+        convolutions = nn.Conv2d(1, 4, 3, 2), nn.ReLU(), nn.Conv2d(4, 6, 2), nn.ReLU()
+        super().__init__(*convolutions, nn.Flatten(), nn.Linear(24, 10))
         self.to(dtype).eval()
 
 

@@ -22,9 +22,7 @@ def linear(weight: list[list[float]], bias: list[float] | None = None) -> nn.Lin
 
 def two_layers(activation: nn.Module) -> nn.Module:
     # h = (x1 + x2 - 1, x1 - x2); logits = (act(h1) - act(h2), 0.5)
-    return nn.Sequential(
-        linear([[1, 1], [1, -1]], [-1, 0]), activation, linear([[1, -1], [0, 0]], [0, 0.5])
-    ).eval()
+    return nn.Sequential(linear([[1, 1], [1, -1]], [-1, 0]), activation, linear([[1, -1], [0, 0]], [0, 0.5])).eval()
 
 
 X = torch.tensor([[0.5, 0.5]], dtype=torch.float64)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from certifiers import certify
 from certifiers.bounds import METHODS, margin_lower_bounds, trace
 from certifiers.errors import InputError, UnsupportedLayer
 from certifiers.threat import LinfBall
@@ -84,7 +85,7 @@ SPELLINGS = {
     "F.dropout": (lambda s, x: F.dropout(x, 0.5, s.training), {}),
     "nn.Identity": (lambda s, x: s.i(x), {"i": nn.Identity()}),
     "F.linear": (lambda s, x: F.linear(x.flatten(1), s.mean.flatten().repeat(5, 36)), {}),
-    "nested": (lambda s, x: s.n(x), {"n": nn.Sequential(nn.Conv2d(2, 2, 1), nn.Sequential(nn.ReLU(), nn.Conv2d(2, 1, 1)))}),
+    "nested": (lambda s, x: s.n(x), {"n": nn.Sequential(nn.Conv2d(2, 2, 1), nn.Sequential(nn.ReLU()))}),
 }
 
 
@@ -215,6 +216,35 @@ class Twofaced(nn.Module):
 def test_a_graph_that_computes_something_else_is_refused():
     with pytest.raises(UnsupportedLayer, match="computes other values"):
         trace(Twofaced().eval(), SHAPE)
+
+
+def test_the_dtype_may_change_after_tracing():
+    net = build("nn.AvgPool2d")
+    x, y = torch.rand(2, *SHAPE, dtype=torch.float64), torch.tensor([0, 1])
+    exact = margin_lower_bounds(net, x, y, LinfBall(0.1))
+    single = margin_lower_bounds(net.float(), x.float(), y, LinfBall(0.1))
+    assert single.dtype == torch.float32 and torch.allclose(single.double(), exact, atol=1e-4)
+
+
+class Moody(nn.Module):
+    """Its forward depends on a Python attribute, which no graph shows."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.sign = nn.Linear(72, 4), 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.flatten(1)) * self.sign
+
+
+def test_certification_notices_a_forward_that_changed_after_tracing():
+    net = Moody().eval()
+    x, y = torch.rand(2, *SHAPE), torch.tensor([0, 1])
+    certify(net, x, y, LinfBall(0.01), attack_steps=0)
+    net.sign = -1.0
+    labels = net(x).argmax(1)
+    with pytest.raises(UnsupportedLayer, match="computes other values"):
+        certify(net, x, labels, LinfBall(0.01), attack_steps=0)
 
 
 def test_hooks_are_refused():

@@ -17,7 +17,7 @@ from certifiers.bounds import (
     trace,
     worst_case_cross_entropy,
 )
-from certifiers.bounds.operations import _relu_rows, _ReLURows
+from certifiers.bounds.nonlinear import _relu_rows, _ReLURows
 from certifiers.errors import InputError
 from certifiers.threat import L2Ball, LinfBall
 from certprune.masks import materialize, sparsify

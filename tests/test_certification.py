@@ -182,9 +182,7 @@ def test_attacks_go_by_the_number_in_the_data_set(monkeypatch):
 
     monkeypatch.setattr(sys.modules["certifiers.certification"], "attack", spy)
     model, x, y = data("mlp", 6)  # the first three are misclassified
-    certify(
-        model, x, y, LinfBall(0.0), attack_steps=3, attack_restarts=1, seed=5, batch_size=5, indices=range(70, 76)
-    )
+    certify(model, x, y, LinfBall(0.0), attack_steps=3, attack_restarts=1, seed=5, batch_size=5, indices=range(70, 76))
     assert seen == [(3, 1, 5, [73, 74]), (3, 1, 5, [75])]
 
 
@@ -284,9 +282,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path):
     calls = []
     with Ledger(path, header) as ledger:
         kept = ledger.verdicts
-        verdicts = certify(
-            model, x, y, threat, ledger=ledger, batch_size=7, on_batch=lambda *call: calls.append(call)
-        )
+        verdicts = certify(model, x, y, threat, ledger=ledger, batch_size=7, on_batch=lambda *call: calls.append(call))
         assert verdicts[:13] == kept  # taken from the ledger, seconds and all
         assert certify(model, x, y, threat, ledger=ledger) == verdicts
     assert calls == [(20, 30), (27, 30), (30, 30)]

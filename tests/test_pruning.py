@@ -71,11 +71,7 @@ def test_erk_meets_the_total_exactly_and_is_proportional_inside_its_limits(seed)
     assert sum(kept) == total
     assert all(1 <= count <= size for count, size in zip(kept, sizes, strict=True))
     # One scale explains every layer strictly inside its limits, up to the rounding by less than one weight.
-    inside = [
-        (count, sum(shape))
-        for count, shape, size in zip(kept, shapes, sizes, strict=True)
-        if 1 < count < size
-    ]
+    inside = [(count, sum(shape)) for count, shape, size in zip(kept, shapes, sizes, strict=True) if 1 < count < size]
     low = max(((count - 1) / ratio for count, ratio in inside), default=0)
     high = min(((count + 1) / ratio for count, ratio in inside), default=1)
     assert low < high

@@ -5,7 +5,7 @@ call the pieces: ``trace(model, shape).bind(x)`` -> ``propagate`` -> ``interval_
 ``fused_loss``, which share the effective weights and the boxes.
 """
 
-from .graph import Graph, Network, trace
+from .graph import Graph, Network, check_against_model, trace
 from .interval import Intervals, propagate
 from .margins import (
     METHODS,
@@ -25,6 +25,7 @@ __all__ = [
     "Intervals",
     "Network",
     "Region",
+    "check_against_model",
     "fused_cross_entropy",
     "fused_loss",
     "interval_margins",

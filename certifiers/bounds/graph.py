@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import InputError, UnsupportedLayer
-from . import layers
-from .operations import NONLINEAR
+from . import spellings
+from .nonlinear import NONLINEAR
 
 _BATCHES = (2, 3)  # two batch sizes, so that a constant which is secretly the batch size is found out
 
@@ -101,7 +101,8 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
         UnsupportedLayer: an operation without known bounds; the message names the node and what is supported.
         InputError: the model cannot take such inputs, or does not return ``(batch, classes)``.
     """
-    key = (tuple(input_shape), model.training)
+    like = _like(model)
+    key = (tuple(input_shape), model.training, like.dtype, like.device)
     cached = _graphs.setdefault(model, {})
     if key not in cached or not cached[key].is_current():
         cached[key] = _trace(model, tuple(input_shape))
@@ -112,7 +113,7 @@ class _Tracer(fx.Tracer):
     record_stack_traces = True
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        return layers.is_known(module) or super().is_leaf_module(module, qualified_name)
+        return spellings.is_known(module) or super().is_leaf_module(module, qualified_name)
 
 
 class _Recorder(fx.Interpreter):
@@ -122,7 +123,7 @@ class _Recorder(fx.Interpreter):
         super().__init__(module, garbage_collect_values=False)
 
     def run_node(self, node: fx.Node) -> Any:
-        if layers.is_batch_norm(node, self.module):
+        if spellings.is_batch_norm(node, self.module):
             return self.env[node.args[0]].clone()
         return super().run_node(node)
 
@@ -142,7 +143,7 @@ def _trace(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
         raise UnsupportedLayer(f"Bounds are for models of one input; {type(model).__name__} takes {len(placeholders)}.")
     runs = [_record(model, module, input_shape, batch) for batch in _BATCHES]
     graph = _Builder(model, module, runs).graph(input_shape)
-    _check_against_model(graph, model, input_shape)
+    check_against_model(graph, model, _random_inputs(model, input_shape, _BATCHES[0]))
     return graph
 
 
@@ -159,32 +160,41 @@ def _record(model: nn.Module, module: fx.GraphModule, shape: tuple[int, ...], ba
     return recorder.env
 
 
+def _like(model: nn.Module) -> Tensor:
+    """A tensor of the model's dtype and device."""
+    return next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+
+
 def _random_inputs(model: nn.Module, shape: tuple[int, ...], batch: int) -> Tensor:
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
-    return torch.rand((batch, *shape), generator=torch.Generator().manual_seed(0), dtype=like.dtype).to(like.device)
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand((batch, *shape), generator=generator, dtype=_like(model).dtype).to(_like(model).device)
 
 
 @torch.no_grad()
-def _check_against_model(graph: Graph, model: nn.Module, shape: tuple[int, ...]) -> None:
-    """Run both in evaluation mode; a graph that computes something else must never bound anything."""
+def check_against_model(graph: Graph, model: nn.Module, x: Tensor) -> None:
+    """Raise UnsupportedLayer unless graph and model compute the same on ``x`` (batch, *shape), in evaluation mode.
+
+    A graph that computes something else (in-place changes, Python state, a layer altered since) must never bound
+    anything. Tracing checks with random inputs, certification with the inputs at hand.
+    """
     training = {m: m.training for m in model.modules()}
-    x = _random_inputs(model, shape, _BATCHES[0])
     try:
         model.eval()
         expected, got = model(x.clone()), graph.bind(x).logits
     finally:
         for module, flag in training.items():
             module.training = flag
-    scale = expected.abs().max().clamp(min=1)
+    scale = expected.abs().amax().clamp(min=1)
     if not torch.allclose(got / scale, expected / scale, rtol=1e-3, atol=1e-4, equal_nan=True):
         raise UnsupportedLayer(
             f"The traced network of {type(model).__name__} computes other values than the model itself (in-place "
-            f"changes or Python state in its forward?). Rewrite the forward without them."
+            f"changes or Python state in its forward, or a layer changed since it was traced?). Rewrite the forward "
+            f"without them, or build the model anew."
         )
 
 
 class _Builder:
-    """Turns recorded fx nodes into a Graph. ``layers`` asks it about a node's inputs, shapes and constants."""
+    """Turns recorded fx nodes into a Graph; converters (layers.py) ask it about inputs, shapes and constants."""
 
     def __init__(self, model: nn.Module, module: fx.GraphModule, runs: list[dict[fx.Node, Any]]):
         self.model, self.module, self.runs = model, module, runs
@@ -218,7 +228,7 @@ class _Builder:
         shape = tuple(self.runs[0][node].shape)
         if not shape or shape[0] != _BATCHES[0] or self.runs[1][node].shape[0] != _BATCHES[1]:
             raise self.unsupported(node, "its result does not keep the batch as first dimension")
-        inputs, build = layers.convert(self, node)
+        inputs, build = spellings.convert(self, node)
         if build is None:  # an identity
             self.places[node] = self.places[inputs[0]]
             return
@@ -228,14 +238,14 @@ class _Builder:
 
     def _check_not_overwritten(self, node: fx.Node) -> None:
         """An in-place layer changes its input under whoever reads it later; the graph would not see that."""
-        if not layers.is_in_place(node, self.module):
+        if not spellings.is_in_place(node, self.module):
             return
         changed = node.all_input_nodes[0]
         order = {n: i for i, n in enumerate(self.module.graph.nodes)}
         if any(order[user] > order[node] for user in changed.users):
             raise self.unsupported(node, f"it overwrites '{changed.name}' in place, which is read again later")
 
-    # What layers.convert asks.
+    # What converters ask.
 
     def is_computed(self, value: Any) -> bool:
         return isinstance(value, fx.Node) and value in self.places
@@ -283,7 +293,7 @@ class _Builder:
         kind = kind if isinstance(kind, str) else getattr(kind, "__name__", repr(kind))
         source = _source(node.stack_trace)
         return UnsupportedLayer(
-            f"Cannot bound node '{node.name}' ({kind}){source}: {why}. Supported are: {layers.SUPPORTED}. "
+            f"Cannot bound node '{node.name}' ({kind}){source}: {why}. Supported are: {spellings.SUPPORTED}. "
             f"Replace the layer, or bound the network with auto_LiRPA (certifiers.lirpa)."
         )
 

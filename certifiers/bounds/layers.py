@@ -1,13 +1,12 @@
-"""The table of supported layers: how each spelling (module, function, method) becomes an operation.
+"""The supported layers: a converter for each, which makes an operation of a call in the traced graph.
 
 A converter gets the builder, the fx node and the call's arguments, and returns the computed inputs and a function
-``build(clean input value or None) -> operation``, or None for an identity. To add a layer: one converter, one line
-in the table of its spelling, one row in the tests.
+``build(clean input value or None) -> operation``, or None for an identity. To add a layer: one converter here, a
+line in the tables of spellings.py, a row in the tests.
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -16,12 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..errors import InputError
-from .operations import Add, AveragePool2d, Conv2d, Linear, MaxPool2d, ReLU, Reshape, Scale
-
-SUPPORTED = (
-    "Linear, Conv2d, BatchNorm1d/2d, ReLU, LeakyReLU, AvgPool2d, AdaptiveAvgPool2d, MaxPool2d, Flatten and reshapes "
-    "that keep the batch, sums and differences, constant scale and shift, Dropout and Identity"
-)
+from .nonlinear import MaxPool2d, ReLU
+from .operations import Add, AveragePool2d, Conv2d, Linear, Reshape, Scale
 
 Converted = tuple[list[fx.Node], Callable[[Tensor | None], Any] | None]
 
@@ -33,14 +28,14 @@ def _pair(value: Any) -> tuple[int, int]:
 # Affine layers ------------------------------------------------------------------------------------------------
 
 
-def _linear(b, node, x, weight, bias=None) -> Converted:
+def linear(b, node, x, weight, bias=None) -> Converted:
     if len(b.shape(x)) != 1:
         raise b.unsupported(node, f"a linear layer needs flat inputs (batch, features), not {b.shape(x)} per sample")
     weight, bias = b.constant(node, weight), b.constant(node, bias)
     return [x], lambda _: Linear(weight(), bias())
 
 
-def _linear_module(b, node, module, x) -> Converted:
+def linear_module(b, node, module, x) -> Converted:
     if len(b.shape(x)) != 1:
         raise b.unsupported(node, f"a linear layer needs flat inputs (batch, features), not {b.shape(x)} per sample")
     return [x], lambda _: Linear(module.weight, module.bias)
@@ -62,11 +57,11 @@ def _conv(b, node, x, weight, bias, stride, padding, dilation, groups) -> Conver
     return [x], lambda _: Conv2d(weight(), bias(), stride, padding, dilation, groups, shape[-2:])
 
 
-def _conv_function(b, node, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Converted:
+def conv_function(b, node, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Converted:
     return _conv(b, node, x, b.constant(node, weight), b.constant(node, bias), stride, padding, dilation, groups)
 
 
-def _conv_module(b, node, m, x) -> Converted:
+def conv_module(b, node, m, x) -> Converted:
     if m.padding_mode != "zeros":
         raise b.unsupported(node, f"padding_mode '{m.padding_mode}' is not known, only 'zeros'")
     return _conv(b, node, x, lambda: m.weight, lambda: m.bias, m.stride, m.padding, m.dilation, m.groups)
@@ -82,7 +77,7 @@ def _normalise(x: Tensor | None, mean, var, weight, bias, eps: float, dims: int)
     return Scale(scale.reshape(shape), shift.reshape(shape))
 
 
-def _batch_norm_module(b, node, m, x) -> Converted:
+def batch_norm_module(b, node, m, x) -> Converted:
     dims = len(b.shape(x))
 
     def build(value: Tensor | None) -> Scale:
@@ -112,8 +107,9 @@ def _update_running(m: nn.Module, mean: Tensor, var: Tensor, count: int) -> None
     m.running_var.lerp_((var * (count / max(count - 1, 1))).to(m.running_var), rate)
 
 
-def _batch_norm(b, node, x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1,
-                eps=1e-5) -> Converted:  # fmt: skip
+def batch_norm(
+    b, node, x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
+) -> Converted:
     if training is not False or running_mean is None:
         raise b.unsupported(node, "F.batch_norm in training mode: use nn.BatchNorm1d/2d or call model.eval()")
     mean, var, weight, bias = (b.constant(node, a) for a in (running_mean, running_var, weight, bias))
@@ -134,18 +130,25 @@ def _average(b, node, x, pools: list[Callable[[Tensor], Tensor]]) -> Converted:
     return [x], lambda _: AveragePool2d(rows, columns)
 
 
-def _avg_pool(b, node, x, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True,
-              divisor_override=None) -> Converted:  # fmt: skip
+def avg_pool(
+    b, node, x, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
+) -> Converted:
     if divisor_override is not None:
         raise b.unsupported(node, "divisor_override is not known")
     kernel = _pair(kernel_size)
     stride, padding = kernel if stride in (None, []) else _pair(stride), _pair(padding)
-    return _average(b, node, x, [
-        lambda v, i=i: F.avg_pool1d(v, kernel[i], stride[i], padding[i], ceil_mode, count_include_pad) for i in (0, 1)
-    ])  # fmt: skip
+    return _average(
+        b,
+        node,
+        x,
+        [
+            lambda v, i=i: F.avg_pool1d(v, kernel[i], stride[i], padding[i], ceil_mode, count_include_pad)
+            for i in (0, 1)
+        ],
+    )
 
 
-def _adaptive_avg_pool(b, node, x, output_size) -> Converted:
+def adaptive_avg_pool(b, node, x, output_size) -> Converted:
     sizes = [s or n for s, n in zip(_pair(output_size), b.shape(x)[-2:], strict=True)]
     return _average(b, node, x, [lambda v, s=s: F.adaptive_avg_pool1d(v, s) for s in sizes])
 
@@ -153,19 +156,20 @@ def _adaptive_avg_pool(b, node, x, output_size) -> Converted:
 # Nonlinear layers ---------------------------------------------------------------------------------------------
 
 
-def _relu(b, node, x, inplace=False) -> Converted:
+def relu(b, node, x, inplace=False) -> Converted:
     return [x], lambda _: ReLU()
 
 
-def _leaky_relu(b, node, x, negative_slope=0.01, inplace=False) -> Converted:
+def leaky_relu(b, node, x, negative_slope=0.01, inplace=False) -> Converted:
     slope = float(negative_slope)
     if not 0 <= slope <= 1:
         raise b.unsupported(node, f"a negative slope of {slope} makes LeakyReLU non-convex; it must lie in [0, 1]")
     return [x], lambda _: ReLU(slope)
 
 
-def _max_pool(b, node, x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False,
-              return_indices=False) -> Converted:  # fmt: skip
+def max_pool(
+    b, node, x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False
+) -> Converted:
     if return_indices:
         raise b.unsupported(node, "return_indices is not known")
     kernel = _pair(kernel_size)
@@ -177,23 +181,23 @@ def _max_pool(b, node, x, kernel_size, stride=None, padding=0, dilation=1, ceil_
 # Shapes and arithmetic ----------------------------------------------------------------------------------------
 
 
-def _reshape(b, node, x, *_, **__) -> Converted:
+def reshape(b, node, x, *_, **__) -> Converted:
     reshape = Reshape(b.shape(x), b.shape(node))
     return [x], (None if reshape.before == reshape.after else lambda _: reshape)
 
 
-def _identity(b, node, x, *_, **__) -> Converted:
+def identity(b, node, x, *_, **__) -> Converted:
     return [x], None
 
 
-def _dropout(b, node, x, p=0.5, training=False, inplace=False) -> Converted:
+def dropout(b, node, x, p=0.5, training=False, inplace=False) -> Converted:
     if training and p:
         raise b.unsupported(node, "dropout is switched on; bounds are for the network that is used: p=0 or eval()")
     return [x], None
 
 
-def _dropout_module(b, node, m, x) -> Converted:
-    return _dropout(b, node, x, m.p, m.training)
+def dropout_module(b, node, m, x) -> Converted:
+    return dropout(b, node, x, m.p, m.training)
 
 
 def _scale(b, node, x, scale: Callable[[], Any], shift: Callable[[], Any]) -> Converted:
@@ -212,7 +216,7 @@ def _scale(b, node, x, scale: Callable[[], Any], shift: Callable[[], Any]) -> Co
     return [x], lambda _: Scale(per_sample(scale()), per_sample(shift()))
 
 
-def _sum(sign: float):
+def sum_or_difference(sign: float):
     def convert(b, node, a, other, *, alpha=1, **_) -> Converted:
         if alpha != 1:
             raise b.unsupported(node, "alpha is not known")
@@ -229,149 +233,19 @@ def _sum(sign: float):
     return convert
 
 
-def _multiply(b, node, a, other) -> Converted:
+def multiply(b, node, a, other) -> Converted:
     if b.is_computed(a) and b.is_computed(other):
         raise b.unsupported(node, "a product of two computed values is not linear")
     x, value = (a, other) if b.is_computed(a) else (other, a)
     return _scale(b, node, x, b.constant(node, value), lambda: 0.0)
 
 
-def _divide(b, node, a, other, *, rounding_mode=None) -> Converted:
+def divide(b, node, a, other, *, rounding_mode=None) -> Converted:
     if rounding_mode is not None or b.is_computed(other):
         raise b.unsupported(node, "only division by a constant is linear")
     value = b.constant(node, other)
     return _scale(b, node, a, lambda: 1 / value(), lambda: 0.0)
 
 
-def _negate(b, node, x) -> Converted:
+def negate(b, node, x) -> Converted:
     return _scale(b, node, x, lambda: -1.0, lambda: 0.0)
-
-
-MODULES: dict[type[nn.Module], Callable[..., Converted]] = {
-    nn.Linear: _linear_module,
-    nn.Conv2d: _conv_module,
-    nn.BatchNorm1d: _batch_norm_module,
-    nn.BatchNorm2d: _batch_norm_module,
-    nn.ReLU: lambda b, node, m, x: _relu(b, node, x),
-    nn.LeakyReLU: lambda b, node, m, x: _leaky_relu(b, node, x, m.negative_slope),
-    nn.AvgPool2d: lambda b, node, m, x: _avg_pool(
-        b, node, x, m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, m.divisor_override
-    ),
-    nn.AdaptiveAvgPool2d: lambda b, node, m, x: _adaptive_avg_pool(b, node, x, m.output_size),
-    nn.MaxPool2d: lambda b, node, m, x: _max_pool(
-        b, node, x, m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode, m.return_indices
-    ),
-    nn.Flatten: lambda b, node, m, x: _reshape(b, node, x),
-    nn.Unflatten: lambda b, node, m, x: _reshape(b, node, x),
-    nn.Dropout: _dropout_module,
-    nn.Dropout2d: _dropout_module,
-    nn.Identity: lambda b, node, m, x: _identity(b, node, x),
-}
-
-FUNCTIONS: dict[Any, Callable[..., Converted]] = {
-    F.linear: _linear,
-    F.conv2d: _conv_function,
-    torch.conv2d: _conv_function,
-    F.batch_norm: _batch_norm,
-    F.relu: _relu,
-    F.relu_: _relu,
-    torch.relu: _relu,
-    torch.relu_: _relu,
-    F.leaky_relu: _leaky_relu,
-    F.leaky_relu_: _leaky_relu,
-    F.avg_pool2d: _avg_pool,
-    F.adaptive_avg_pool2d: _adaptive_avg_pool,
-    F.max_pool2d: _max_pool,
-    torch.max_pool2d: _max_pool,
-    torch.flatten: _reshape,
-    torch.reshape: _reshape,
-    torch.squeeze: _reshape,
-    torch.unsqueeze: _reshape,
-    F.dropout: _dropout,
-    operator.add: _sum(1.0),
-    operator.iadd: _sum(1.0),
-    torch.add: _sum(1.0),
-    operator.sub: _sum(-1.0),
-    operator.isub: _sum(-1.0),
-    torch.sub: _sum(-1.0),
-    operator.mul: _multiply,
-    operator.imul: _multiply,
-    torch.mul: _multiply,
-    operator.truediv: _divide,
-    operator.itruediv: _divide,
-    torch.div: _divide,
-    operator.neg: _negate,
-    torch.neg: _negate,
-}
-
-METHODS: dict[str, Callable[..., Converted]] = {
-    "relu": _relu,
-    "relu_": _relu,
-    "flatten": _reshape,
-    "view": _reshape,
-    "reshape": _reshape,
-    "unflatten": _reshape,
-    "squeeze": _reshape,
-    "unsqueeze": _reshape,
-    "contiguous": _identity,
-    "clone": _identity,
-    "add": _sum(1.0),
-    "add_": _sum(1.0),
-    "sub": _sum(-1.0),
-    "sub_": _sum(-1.0),
-    "mul": _multiply,
-    "mul_": _multiply,
-    "div": _divide,
-    "div_": _divide,
-    "neg": _negate,
-}
-
-_IN_PLACE_FUNCTIONS = {operator.iadd, operator.isub, operator.imul, operator.itruediv,
-                       F.relu_, torch.relu_, F.leaky_relu_}  # fmt: skip
-
-
-def is_known(module: nn.Module) -> bool:
-    """Layers are matched by class; a subclass counts only if it leaves ``forward`` alone (parametrisations do)."""
-    return _module_converter(module) is not None
-
-
-def _module_converter(module: nn.Module) -> Callable[..., Converted] | None:
-    for kind, converter in MODULES.items():
-        if isinstance(module, kind) and type(module).forward is kind.forward:
-            return converter
-    return None
-
-
-def is_batch_norm(node: fx.Node, module: fx.GraphModule) -> bool:
-    if node.op == "call_module":
-        return isinstance(module.get_submodule(node.target), (nn.BatchNorm1d, nn.BatchNorm2d))
-    return node.target is F.batch_norm
-
-
-def is_in_place(node: fx.Node, module: fx.GraphModule) -> bool:
-    if node.op == "call_module":
-        return getattr(module.get_submodule(node.target), "inplace", False)
-    if node.op == "call_method":
-        return node.target.endswith("_")
-    return node.target in _IN_PLACE_FUNCTIONS or node.kwargs.get("inplace", False) is True
-
-
-def convert(builder, node: fx.Node) -> Converted:
-    """The computed inputs of ``node`` and how to build its operation; unknown nodes raise UnsupportedLayer."""
-    if node.op == "call_module":
-        module = builder.layer(node)
-        converter, leading = _module_converter(module), (module,)
-        if getattr(module, "_forward_hooks", None) or getattr(module, "_forward_pre_hooks", None):
-            raise builder.unsupported(node, "a forward hook may change its values")
-    else:
-        table = METHODS if node.op == "call_method" else FUNCTIONS
-        converter, leading = table.get(node.target), ()
-    if converter is None:
-        raise builder.unsupported(node)
-    try:
-        inputs, build = converter(builder, node, *leading, *node.args, **node.kwargs)
-    except TypeError as error:
-        raise builder.unsupported(node, f"it is called in a way that is not known ({error})") from error
-    if not all(builder.is_computed(i) for i in inputs):
-        raise builder.unsupported(node, "its input is a constant")
-    return inputs, build

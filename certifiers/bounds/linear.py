@@ -13,7 +13,8 @@ from torch import Tensor
 
 from .graph import Network, nonlinear_places
 from .interval import Intervals
-from .operations import NONLINEAR, Interval, ReLU
+from .nonlinear import NONLINEAR, ReLU
+from .operations import Interval
 
 #: Tensors of a row's largest size alive at once while it is carried back; measured on convolutional nets.
 _LIVE_COPIES = 8

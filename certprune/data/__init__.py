@@ -75,9 +75,7 @@ def _folder(request: Request, size=None, channels=None) -> Found:
     return Found(*from_folder(request.root, size, channels))
 
 
-def _function(
-    request: Request, /, function: str | None = None, classes: int | None = None, **options
-) -> Found:
+def _function(request: Request, /, function: str | None = None, classes: int | None = None, **options) -> Found:
     """Your own arrays; options: function ("package.module:callable"), classes, and those of the callable"""
     if not is_import_path(function):
         raise InputError(
@@ -101,9 +99,7 @@ DATASETS: dict[str, Callable[..., Found]] = {
 }
 
 
-def load_data(
-    name: str, *, seed: int = 0, validation: float = 0.1, root: str | Path | None = None, **options
-) -> Data:
+def load_data(name: str, *, seed: int = 0, validation: float = 0.1, root: str | Path | None = None, **options) -> Data:
     """The data set `name`, checked: images float32 in [0, 1], labels int64 from 0.
 
     `validation` is the fraction of the training images set aside, stratified and by `seed`, unless the data

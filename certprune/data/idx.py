@@ -1,6 +1,6 @@
 """IDX files, the format of MNIST: a magic number, the sizes, then bytes; plain or gzipped.
 
-    0x00 0x00 0x08 (unsigned bytes) <number of dimensions>, each size as a big-endian uint32, the values
+0x00 0x00 0x08 (unsigned bytes) <number of dimensions>, each size as a big-endian uint32, the values
 """
 
 from __future__ import annotations
@@ -44,9 +44,7 @@ def read_idx(path: Path, dimensions: int) -> torch.Tensor:
 def _sizes(header: bytes, dimensions: int, path: Path) -> tuple[int, ...]:
     expected = bytes([0, 0, UNSIGNED_BYTE, dimensions])
     if header[:4] != expected:
-        raise _damaged(
-            path, f"it should begin with {expected.hex(' ')}, not with {header[:4].hex(' ') or 'nothing'}"
-        )
+        raise _damaged(path, f"it should begin with {expected.hex(' ')}, not with {header[:4].hex(' ') or 'nothing'}")
     if len(header) != 4 + 4 * dimensions:
         raise _damaged(path, "it ends within its header")
     return struct.unpack(f">{dimensions}I", header[4:])

@@ -104,9 +104,7 @@ def _call_own(builder: Callable, name: str, input_shape: tuple, classes: int, op
         pass  # a builtin without a signature: the call itself will tell
     model = builder(input_shape, classes, **options)
     if not isinstance(model, nn.Module):
-        raise InputError(
-            f"The model {name!r} must return a torch.nn.Module, but it returned a {type(model).__name__}."
-        )
+        raise InputError(f"The model {name!r} must return a torch.nn.Module, but it returned a {type(model).__name__}.")
     _check_logits(model, name, input_shape, classes)
     return model
 

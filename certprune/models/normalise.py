@@ -20,9 +20,7 @@ class Normalise(nn.Module):
     Raises InputError if the lengths differ, a number is not finite, or a std is not positive.
     """
 
-    def __init__(
-        self, mean: float | Sequence[float], std: float | Sequence[float], channels: int | None = None
-    ):
+    def __init__(self, mean: float | Sequence[float], std: float | Sequence[float], channels: int | None = None):
         super().__init__()
         mean, std = _numbers("mean", mean, channels), _numbers("std", std, channels)
         if len(mean) != len(std):

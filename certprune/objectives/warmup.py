@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from certifiers.bounds import Intervals, Network
-from certifiers.bounds.operations import ReLU
+from certifiers.bounds.nonlinear import ReLU
 
 from .base import Settings
 

@@ -33,8 +33,7 @@ def select_layers(
     chosen = {name: module for name, module in found.items() if name in included and name not in excluded}
     if not chosen:
         raise InputError(
-            f"layers={layers!r} without exclude={exclude!r} leaves no layer to prune. The layers are: "
-            f"{_listed(found)}."
+            f"layers={layers!r} without exclude={exclude!r} leaves no layer to prune. The layers are: {_listed(found)}."
         )
     return chosen
 
@@ -46,8 +45,7 @@ def _matching(option: str, patterns: Sequence[str] | str, found: dict[str, nn.Mo
         matches = {name for name in found if fnmatchcase(name, pattern)}
         if not matches:
             raise InputError(
-                f"{option}: the pattern {pattern!r} matches no layer that can be pruned. These can: "
-                f"{_listed(found)}."
+                f"{option}: the pattern {pattern!r} matches no layer that can be pruned. These can: {_listed(found)}."
             )
         names |= matches
     return names
