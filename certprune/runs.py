@@ -204,8 +204,7 @@ def load_weights(recipe: Recipe, record: dict[str, Any], folder: Path) -> nn.Mod
             raise InputError(
                 f"{path} holds another network than the recipe's {recipe.model.name}: {name} should be "
                 f"{shapes[0]}, but the file has {shapes[1]}. Restore the file, or delete {folder} to train "
-                f"that "
-                "stage anew."
+                "that stage anew."
             )
         if not torch.isfinite(weights[name]).all():
             raise InputError(
