@@ -58,14 +58,15 @@ def _relu_rows(rows: Tensor, lower: Tensor, upper: Tensor, slope: float) -> tupl
 
 
 class _ReLURows(torch.autograd.Function):
-    """:func:`_relu_rows` with its gradient written out: a third of the passes over memory, which are the cost."""
+    """:func:`_relu_rows` with its gradient written out, in place where it can be: passes over memory are the cost."""
 
     @staticmethod
     def forward(ctx, rows: Tensor, lower: Tensor, upper: Tensor, slope: float) -> tuple[Tensor, Tensor]:
         lower_slope, upper_slope, below, width = _relu_lines(lower, upper, slope)
         takes_lower = rows >= 0
         chosen = torch.where(takes_lower, lower_slope, upper_slope)
-        intercept = torch.where(takes_lower, 0.0, below * (slope - upper_slope))
+        intercept = ((slope - upper_slope) if slope else -upper_slope).mul_(below)
+        intercept = intercept.expand_as(rows).masked_fill(takes_lower, 0.0)
         ctx.save_for_backward(rows, chosen, upper_slope, intercept, below, width)
         ctx.slope = slope
         return rows * chosen, total(rows * intercept)
@@ -75,18 +76,19 @@ class _ReLURows(torch.autograd.Function):
     def backward(ctx, grad_rows: Tensor, grad_constant: Tensor):
         rows, chosen, upper_slope, intercept, below, width = ctx.saved_tensors
         grad_constant = grad_constant.reshape(*grad_constant.shape, *[1] * (rows.dim() - 2))
-        to_rows = intercept * grad_constant + grad_rows * chosen
+        to_rows = (grad_rows * chosen).addcmul_(intercept, grad_constant)
         if not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
             return to_rows, None, None, None
+        # upper_slope = (above - slope * below) / (above - below) and intercept = below * (slope - upper_slope).
         negative = rows.clamp(max=0)
-        to_intercept, to_slope = negative * grad_constant, negative * grad_rows
+        to_slope = torch.addcmul(grad_rows, below, grad_constant, value=-1).mul_(negative)
+        to_intercept = negative.mul_(grad_constant)
         if rows.shape[1] > 1:
             to_intercept, to_slope = to_intercept.sum(1, keepdim=True), to_slope.sum(1, keepdim=True)
-        # upper_slope = (above - slope * below) / (above - below) and intercept = below * (slope - upper_slope).
-        to_slope = (to_slope - to_intercept * below) / width
-        to_lower = ((upper_slope - ctx.slope) * (to_slope - to_intercept)).masked_fill_(below == 0, 0.0)
-        to_upper = ((1 - upper_slope) * to_slope).masked_fill_(below <= -width, 0.0)
-        return to_rows, to_lower, to_upper, None
+        to_slope.div_(width)
+        to_lower = (to_slope - to_intercept).mul_(upper_slope - ctx.slope if ctx.slope else upper_slope)
+        to_upper = to_slope.addcmul_(to_slope, upper_slope, value=-1)
+        return to_rows, to_lower.masked_fill_(below == 0, 0.0), to_upper.masked_fill_(below <= -width, 0.0), None
 
 
 @dataclass(frozen=True)
