@@ -65,8 +65,7 @@ class _ReLURows(torch.autograd.Function):
         lower_slope, upper_slope, below, width = _relu_lines(lower, upper, slope)
         takes_lower = rows >= 0
         chosen = torch.where(takes_lower, lower_slope, upper_slope)
-        intercept = ((slope - upper_slope) if slope else -upper_slope).mul_(below)
-        intercept = intercept.expand_as(rows).masked_fill(takes_lower, 0.0)
+        intercept = torch.where(takes_lower, 0.0, (slope - upper_slope).mul_(below))
         ctx.save_for_backward(rows, chosen, upper_slope, intercept, below, width)
         ctx.slope = slope
         return rows * chosen, total(rows * intercept)
@@ -88,7 +87,8 @@ class _ReLURows(torch.autograd.Function):
         to_slope.div_(width)
         to_lower = (to_slope - to_intercept).mul_(upper_slope - ctx.slope if ctx.slope else upper_slope)
         to_upper = to_slope.addcmul_(to_slope, upper_slope, value=-1)
-        return to_rows, to_lower.masked_fill_(below == 0, 0.0), to_upper.masked_fill_(below <= -width, 0.0), None
+        # Stable units have a fixed slope: `below` is 0 where active, all of the width where inactive.
+        return to_rows, torch.where(below < 0, to_lower, 0.0), torch.where(below > -width, to_upper, 0.0), None
 
 
 @dataclass(frozen=True)
