@@ -51,7 +51,8 @@ lint: venv ## ruff: rules and format
 	$(RUN) -m ruff format --check .
 
 bench: venv ## bounds against plain training and auto_LiRPA, as ratios in one process
-	$(RUN) benchmarks/bounds.py
+	$(RUN) benchmarks/bounds.py -o results/bounds.md
+	$(RUN) benchmarks/fusion.py results/fusion.md
 
 # About two hours; interrupted, the same command goes on. One thread each, so that seeds may run side by side.
 results/hydra.md: venv ## learned scores against least magnitude on Fashion-MNIST, three seeds
