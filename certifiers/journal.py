@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from certifiers.errors import InputError
+from certifiers.files import write_bytes
 
 try:
     import fcntl
@@ -27,15 +28,7 @@ REMEDY = "Nothing was changed. Restore the file from a copy, or move it away to 
 
 def create(path: Path, first: Mapping[str, Any]) -> None:
     """Make `path` with one line, wholly or not at all; its folder is made if need be."""
-    content = _line(first)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    _sync_folder(path.parent)
+    write_bytes(path, _line(first))
 
 
 def read(path: Path) -> tuple[list[dict[str, Any]], int]:
@@ -129,13 +122,3 @@ class Appender:
 def _line(row: Mapping[str, Any]) -> bytes:
     # Python writes the shortest digits that give back the same float, so figures survive the round trip.
     return json.dumps(row, allow_nan=False).encode() + b"\n"
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename survive a power cut, where the system lets a folder be opened."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

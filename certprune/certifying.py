@@ -51,19 +51,7 @@ def certify_network(
     path = run.ledger_path(variant, eps)
     if methods != settings.methods:
         path = path.with_name(f"{path.stem}-{'+'.join(methods)}.jsonl")
-    header = {
-        "model": model_hash(model),
-        "data": data.name,
-        "split": settings.split,
-        "eps": eps,
-        "norm": run.recipe.norm,
-        "method": "+".join(methods),
-        "attack_steps": settings.attack_steps,
-        "attack_restarts": settings.attack_restarts,
-        "variant": variant,
-        "sparsity": record["sparsity"]["total"],
-        "seed": run.recipe.seed,
-    }
+    header = _header(run, variant, eps, methods, data.name, model_hash(model), record["sparsity"]["total"])
     with Ledger(path, header) as ledger:
         decided = len(ledger.decided.intersection(numbers))
         if decided == len(numbers):
@@ -95,6 +83,26 @@ def certify_network(
         f"clean {_percent(found.clean)}, attack {_percent(found.attack)}, certified {_percent(found.certified)}"
     )
     return path
+
+
+def _header(
+    run: Run, variant: str, eps: float, methods: Sequence[str], data: str, model: str, sparsity: float
+) -> dict[str, Any]:
+    """What the ledger's verdicts are about, and by which settings they were found."""
+    settings = run.recipe.certify
+    return {
+        "model": model,
+        "data": data,
+        "split": settings.split,
+        "eps": eps,
+        "norm": run.recipe.norm,
+        "method": "+".join(methods),
+        "attack_steps": settings.attack_steps,
+        "attack_restarts": settings.attack_restarts,
+        "variant": variant,
+        "sparsity": sparsity,
+        "seed": run.recipe.seed,
+    }
 
 
 def _checked_indices(indices: range | None, count: int | None, available: int, where: str) -> range:
