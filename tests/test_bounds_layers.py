@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -216,6 +218,29 @@ class Twofaced(nn.Module):
 def test_a_graph_that_computes_something_else_is_refused():
     with pytest.raises(UnsupportedLayer, match="computes other values"):
         trace(Twofaced().eval(), SHAPE)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, copy.copy], ids=["deep", "shallow"])
+def test_a_copy_of_a_traced_model_is_bounded_by_its_own_weights(duplicate):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(72, 4)).eval()
+    x, y = torch.rand(2, *SHAPE), torch.tensor([0, 1])
+    before = margin_lower_bounds(net, x, y, LinfBall(0.1))
+    twin = duplicate(net)
+    twin._modules = dict(net._modules) | {"1": nn.Linear(72, 4)}
+    logits = twin(x)
+    exact = margin_lower_bounds(twin, x, y, LinfBall(0.0))
+    assert torch.allclose(exact, logits.gather(1, y.unsqueeze(1)) - logits, atol=1e-5)
+    assert torch.equal(margin_lower_bounds(net, x, y, LinfBall(0.1)), before)
+
+
+def test_a_traced_model_can_be_saved_and_is_not_kept_alive():
+    net = build("nn.ReLU")
+    trace(net, SHAPE)
+    assert set(net.state_dict()) == set(build("nn.ReLU").state_dict())
+    alive = weakref.ref(net)
+    del net
+    gc.collect()
+    assert alive() is None
 
 
 def test_the_dtype_may_change_after_tracing():

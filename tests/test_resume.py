@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from certifiers import files
 from certprune import storage
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the test forks")
@@ -182,7 +183,7 @@ def test_a_write_that_is_cut_off_leaves_the_old_file(tmp_path, monkeypatch):
 
     for step in ("fsync", "replace"):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(storage.os, step, killed)
+            patch.setattr(files.os, step, killed)
             storage.write_json(path, {"epoch": 2})
         assert storage.read_json(path) == {"epoch": 1}
     storage.write_json(path, {"epoch": 2})

@@ -7,7 +7,6 @@ What is not known is an error that names the node; nothing is ever skipped.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -89,7 +88,24 @@ class Graph:
         return Network(self.nodes, tuple(operations), values)
 
 
-_graphs: weakref.WeakKeyDictionary[nn.Module, dict] = weakref.WeakKeyDictionary()
+_PLACE = "_certifiers_graphs"
+
+
+class _Graphs(dict):
+    """The graphs of one model, kept in its ``__dict__``: they go with it, and torch.compile can look them up.
+
+    A graph holds on to the layers it was traced from, so a copy of the model, by whatever way, starts without any.
+    """
+
+    def __init__(self, model: nn.Module | None = None):
+        super().__init__()
+        self.owner = None if model is None else id(model)
+
+    def __deepcopy__(self, memo: dict) -> _Graphs:
+        return _Graphs()
+
+    def __reduce__(self) -> tuple:
+        return _Graphs, ()
 
 
 def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
@@ -103,10 +119,12 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
     """
     like = _like(model)
     key = (tuple(input_shape), model.training, like.dtype, like.device)
-    cached = _graphs.setdefault(model, {})
-    if key not in cached or not cached[key].is_current():
-        cached[key] = _trace(model, tuple(input_shape))
-    return cached[key]
+    graphs = model.__dict__.get(_PLACE)
+    if graphs is None or graphs.owner != id(model):  # a shallow copy shares what belongs to another model
+        graphs = model.__dict__[_PLACE] = _Graphs(model)
+    if key not in graphs or not graphs[key].is_current():
+        graphs[key] = _trace(model, tuple(input_shape))
+    return graphs[key]
 
 
 class _Tracer(fx.Tracer):
