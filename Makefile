@@ -19,7 +19,7 @@ HYDRA := $(foreach seed,$(SEEDS),runs/fashion_mnist_hydra-$(seed))
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@grep -E '^[a-z/.-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 12
+	@grep -E '^[a-z/.-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 20
 
 venv: $(READY) ## make .venv with everything in it
 
