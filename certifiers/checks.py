@@ -14,8 +14,9 @@ from certifiers.errors import InputError
 def check_model(model: nn.Module) -> None:
     """Raise InputError unless the model can be certified as it stands.
 
-    It must be in eval mode throughout, hold plain weights (no parametrization or pruning mask that is applied
-    on the fly), and all its parameters and buffers must be finite.
+    It must be in eval mode throughout, treat each input by itself (no normalisation by the batch's statistics),
+    hold plain weights (no parametrization or pruning mask that is applied on the fly), and all its parameters and
+    buffers must be finite.
     """
     for name, module in model.named_modules():
         where = f"its layer {name}" if name else "it"
@@ -23,6 +24,12 @@ def check_model(model: nn.Module) -> None:
             raise InputError(
                 f"The model must be in eval mode to be certified, but {where} is in train mode, where the "
                 "output depends on more than the input (dropout, batch statistics). Call model.eval() first."
+            )
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise InputError(
+                f"The model must treat each input by itself to be certified, but {where} normalises by the statistics "
+                "of whatever batch an input comes in (no running statistics), which an adversary changes too. Train "
+                "it with track_running_stats=True."
             )
         if parametrize.is_parametrized(module):
             raise InputError(

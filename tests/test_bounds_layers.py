@@ -262,6 +262,22 @@ class Moody(nn.Module):
         return self.head(x.flatten(1)) * self.sign
 
 
+def test_a_replaced_block_is_noticed():
+    net = build("nested")
+    x = torch.rand(2, *SHAPE, dtype=torch.float64)
+    trace(net, SHAPE)
+    net.n = nn.Sequential(nn.Conv2d(2, 2, 1), nn.Sequential(nn.ReLU())).double().eval()
+    assert torch.allclose(trace(net, SHAPE).bind(x).logits, net(x))
+
+
+def test_batch_statistics_are_never_certified():
+    """Without running statistics an adversary moves the other inputs' normalisation too."""
+    net = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(72, track_running_stats=False), nn.Linear(72, 4)).eval()
+    x, y = torch.rand(2, *SHAPE), torch.tensor([0, 1])
+    with pytest.raises(InputError, match="treat each input by itself"):
+        certify(net, x, y, LinfBall(0.01))
+
+
 def test_certification_notices_a_forward_that_changed_after_tracing():
     net = Moody().eval()
     x, y = torch.rand(2, *SHAPE), torch.tensor([0, 1])

@@ -57,13 +57,12 @@ class Network:
 class Graph:
     """The structure of a model; holds its layers but none of their values."""
 
-    def __init__(self, nodes: list[Node], classes: int, owners: list[tuple[nn.Module, str, nn.Module]]):
+    def __init__(self, nodes: list[Node], owners: list[tuple[nn.Module, str, nn.Module]]):
         self.nodes = tuple(nodes)
-        self.classes = classes
         self._owners = owners
 
     def is_current(self) -> bool:
-        """False once a layer of the model has been replaced by another object."""
+        """False once a layer of the model, or a block that holds one, has been replaced by another object."""
         return all(getattr(parent, name, None) is child for parent, name, child in self._owners)
 
     def bind(self, x: Tensor | None = None) -> Network:
@@ -76,7 +75,7 @@ class Graph:
             x: clean inputs ``(batch, *shape)``, or None.
 
         Raises:
-            InputError: BatchNorm in training mode without ``x``; dropout that is switched on.
+            InputError: BatchNorm in training mode without ``x``.
         """
         operations: list[Any] = [None]
         values: list[Tensor] = [] if x is None else [x]
@@ -240,7 +239,7 @@ class _Builder:
         if shape is None or len(shape) != 2 or result not in self.places:
             raise InputError(f"The model should return logits of shape (batch, classes), but returns {shape}.")
         place = self.places[result]
-        return Graph(nodes[: place + 1], shape[1], self.owners)
+        return Graph(nodes[: place + 1], self.owners)
 
     def _add(self, nodes: list[Node], node: fx.Node) -> None:
         shape = tuple(self.runs[0][node].shape)
@@ -272,11 +271,17 @@ class _Builder:
         return tuple(self.runs[0][node].shape[1:])
 
     def layer(self, node: fx.Node) -> nn.Module:
-        """The module of a ``call_module`` node, remembered so that a later replacement is noticed."""
-        *path, name = node.target.split(".")
-        parent = self.model.get_submodule(".".join(path))
-        self.owners.append((parent, name, getattr(parent, name)))
-        return getattr(parent, name)
+        """The module of a ``call_module`` node."""
+        return self._follow(node.target.split("."))
+
+    def _follow(self, path: list[str]) -> nn.Module:
+        """The module at ``path``; every step is remembered, so that a later replacement on the way is noticed."""
+        module = self.model
+        for name in path:
+            child = getattr(module, name)
+            self.owners.append((module, name, child))
+            module = child
+        return module
 
     def constant(self, node: fx.Node, value: Any) -> Callable[[], Any]:
         """A function that gives the present value of an argument that does not depend on the input."""
@@ -289,7 +294,7 @@ class _Builder:
             return lambda: first
         if value.op == "get_attr":
             *path, name = value.target.split(".")
-            owner = self.model.get_submodule(".".join(path))
+            owner = self._follow(path)
             return lambda: getattr(owner, name)
         if value.op == "call_module":
             module, arguments = self.layer(value), [self.constant(node, a) for a in value.args]

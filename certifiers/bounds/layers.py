@@ -28,17 +28,18 @@ def _pair(value: Any) -> tuple[int, int]:
 # Affine layers ------------------------------------------------------------------------------------------------
 
 
-def linear(b, node, x, weight, bias=None) -> Converted:
+def _linear(b, node, x, weight, bias) -> Converted:
     if len(b.shape(x)) != 1:
         raise b.unsupported(node, f"a linear layer needs flat inputs (batch, features), not {b.shape(x)} per sample")
-    weight, bias = b.constant(node, weight), b.constant(node, bias)
     return [x], lambda _: Linear(weight(), bias())
 
 
-def linear_module(b, node, module, x) -> Converted:
-    if len(b.shape(x)) != 1:
-        raise b.unsupported(node, f"a linear layer needs flat inputs (batch, features), not {b.shape(x)} per sample")
-    return [x], lambda _: Linear(module.weight, module.bias)
+def linear(b, node, x, weight, bias=None) -> Converted:
+    return _linear(b, node, x, b.constant(node, weight), b.constant(node, bias))
+
+
+def linear_module(b, node, m, x) -> Converted:
+    return _linear(b, node, x, lambda: m.weight, lambda: m.bias)
 
 
 def _conv(b, node, x, weight, bias, stride, padding, dilation, groups) -> Converted:
@@ -67,7 +68,7 @@ def conv_module(b, node, m, x) -> Converted:
     return _conv(b, node, x, lambda: m.weight, lambda: m.bias, m.stride, m.padding, m.dilation, m.groups)
 
 
-def _normalise(x: Tensor | None, mean, var, weight, bias, eps: float, dims: int) -> Scale:
+def _normalise(mean, var, weight, bias, eps: float, dims: int) -> Scale:
     """BatchNorm as one scale and shift, shaped to broadcast against one sample."""
     scale = torch.rsqrt(var + eps)
     if weight is not None:
@@ -82,7 +83,7 @@ def batch_norm_module(b, node, m, x) -> Converted:
 
     def build(value: Tensor | None) -> Scale:
         if not (m.training or m.running_mean is None):
-            return _normalise(value, m.running_mean, m.running_var, m.weight, m.bias, m.eps, dims)
+            return _normalise(m.running_mean, m.running_var, m.weight, m.bias, m.eps, dims)
         if value is None:
             raise InputError(
                 f"BatchNorm '{node.target}' is in training mode and needs the clean batch for its statistics: "
@@ -91,7 +92,7 @@ def batch_norm_module(b, node, m, x) -> Converted:
         axes = [0, *range(2, value.dim())]
         mean, var = value.mean(axes), value.var(axes, unbiased=False)
         _update_running(m, mean.detach(), var.detach(), value.numel() // value.shape[1])
-        return _normalise(value, mean, var, m.weight, m.bias, m.eps, dims)
+        return _normalise(mean, var, m.weight, m.bias, m.eps, dims)
 
     return [x], build
 
@@ -114,7 +115,7 @@ def batch_norm(
         raise b.unsupported(node, "F.batch_norm in training mode: use nn.BatchNorm1d/2d or call model.eval()")
     mean, var, weight, bias = (b.constant(node, a) for a in (running_mean, running_var, weight, bias))
     dims = len(b.shape(x))
-    return [x], lambda _: _normalise(None, mean(), var(), weight(), bias(), eps, dims)
+    return [x], lambda _: _normalise(mean(), var(), weight(), bias(), eps, dims)
 
 
 def _pool_matrix(pool: Callable[[Tensor], Tensor], size: int, like: Tensor | None) -> Tensor:
