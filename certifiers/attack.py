@@ -150,11 +150,11 @@ def _ascend(task: _Task, best: _Best, rows: Tensor, point: Tensor, loss: _Loss) 
         rows, point, gradient = rows[keep], point.detach()[keep], gradient[keep]
         if len(rows) == 0:
             return
-        moved = point + task.step_size * _direction(gradient, task.threat)
+        moved = point + task.step_size * steepest(gradient, task.threat)
         point = task.threat.project(task.x[rows], moved)
 
 
-def _direction(gradient: Tensor, threat: Threat) -> Tensor:
+def steepest(gradient: Tensor, threat: Threat) -> Tensor:
     """The unit step of steepest ascent in the threat's norm; none where the gradient is 0 or not finite."""
     gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
     if isinstance(threat, LinfBall):
