@@ -118,18 +118,25 @@ class PruneSettings(StageSettings):
 
 
 def _variant_name(earlier: dict[str, Any]) -> str:
+    objective = (earlier.get("objective") or {}).get("name")
+    against = f"-{objective}" if objective else ""
     if earlier.get("dense"):
-        return "dense"
-    return f"{earlier['criterion']}-{earlier['budget']}-{earlier['sparsity']:g}"
+        return f"dense{against}"
+    return f"{earlier['criterion']}{against}-{earlier['budget']}-{earlier['sparsity']:g}"
 
 
 class VariantSettings(Settings):
-    """One network to make out of the pretrained one: pruned by a criterion, or ``dense`` as the yardstick."""
+    """One network to make out of the pretrained one: pruned by a criterion, or ``dense`` as the yardstick.
+
+    ``objective``: changes to the objective of the prune and finetune stages for this network alone, laid over the
+    stage's own; another ``name`` replaces it. So one recipe can learn scores against several objectives.
+    """
 
     dense: bool = False
     criterion: str = "score"
     sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.95
     budget: str = "erk"
+    objective: dict[str, Any] | None = None
     name: FolderName = Field(default_factory=_variant_name)
 
     @field_validator("criterion", "budget")
@@ -209,11 +216,27 @@ class Recipe(Settings):
     @field_validator("pretrain", "prune", "finetune")
     @classmethod
     def _stage_objective_builds(cls, value: StageSettings, info) -> StageSettings:
-        from certprune.objectives import build_objective
+        if value.objective is None or "objective" not in info.data:
+            return value
+        return value.model_copy(update={"objective": _checked_over([info.data["objective"]], value.objective)})
 
-        if value.objective is not None and "objective" in info.data:
-            build_objective(merged(info.data["objective"], value.objective))
-        return value
+    @field_validator("variants")
+    @classmethod
+    def _variant_objectives_build(cls, value: tuple[VariantSettings, ...], info) -> tuple[VariantSettings, ...]:
+        stages = [info.data[stage] for stage in ("prune", "finetune") if stage in info.data]
+        if "objective" not in info.data or len(stages) < 2:  # these have mistakes of their own
+            return value
+        below = [merged(info.data["objective"], stage.objective or {}) for stage in stages]
+        checked, mistakes = [], []
+        for variant in value:
+            try:
+                over = None if variant.objective is None else _checked_over(below, variant.objective)
+                checked.append(variant.model_copy(update={"objective": over}))
+            except ValueError as error:
+                mistakes.append(f"{variant.name}: {error}")
+        if mistakes:
+            raise ValueError(" ".join(mistakes))
+        return tuple(checked)
 
     @field_validator("variants")
     @classmethod
@@ -244,12 +267,26 @@ class Recipe(Settings):
         """The norm of the threat set that is trained against and certified: "linf" or "l2"."""
         return self.objective.get("norm", "linf")
 
-    def stage_objective(self, stage: str) -> dict[str, Any]:
-        """The objective of a stage: the recipe's, with the stage's own changes over it."""
-        return merged(self.objective, getattr(self, stage).objective or {})
+    def stage_objective(self, stage: str, variant: VariantSettings | None = None) -> dict[str, Any]:
+        """The objective of a stage: the recipe's, with the stage's own changes over it, then the variant's.
+
+        Pretraining belongs to no variant.
+        """
+        shared = merged(self.objective, getattr(self, stage).objective or {})
+        return merged(shared, (variant.objective if variant else None) or {})
 
     def variant(self, name: str) -> VariantSettings | None:
         return next((variant for variant in self.variants if variant.name == name), None)
+
+
+def _checked_over(below: list[dict[str, Any]], over: dict[str, Any]) -> dict[str, Any]:
+    """``over``, once it makes an objective over each of ``below``; with its defaults where it replaces them all."""
+    from certprune.objectives import build_objective
+
+    built = [build_objective(merged(base, over)) for base in below]
+    if over.get("name", below[0]["name"]) in [base["name"] for base in below]:
+        return over
+    return built[0].model_dump(mode="json")  # a run folder then says all, as with the recipe's own objective
 
 
 def merged(base: Any, over: Any) -> Any:

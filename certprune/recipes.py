@@ -78,6 +78,8 @@ def dump_recipe(recipe: Recipe) -> str:
                 del variant[key]
         else:
             del variant["dense"]
+        if variant["objective"] is None:
+            del variant["objective"]
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110)
 
 

@@ -4,7 +4,8 @@ A stage reads its input from the files of the stage before it, never from memory
 ``stage.json`` stands. So it makes no difference to any weight where a run was cut off.
 
 The comparison is fair in epochs: a criterion whose scores need no training (magnitude, random) and the dense
-yardstick have nothing to do in the prune stage, and get its epochs on top of their finetuning.
+yardstick have nothing to do in the prune stage, and get its epochs on top of their finetuning. A recipe with
+``finetune.epochs: 0`` asks what pruning alone finds in the pretrained weights: then nobody is finetuned.
 """
 
 from __future__ import annotations
@@ -124,6 +125,8 @@ def stage_epochs(recipe: Recipe, stage: str, variant: VariantSettings | None) ->
     trained = not variant.dense and CRITERIA[variant.criterion].trained
     if stage == "prune":
         return recipe.prune.epochs if trained else 0
+    if recipe.finetune.epochs == 0:
+        return 0
     return recipe.finetune.epochs + (0 if trained else recipe.prune.epochs)
 
 
@@ -158,16 +161,17 @@ def _train(
     progress: Progress,
 ) -> None:
     recipe, folder = run.recipe, run.stage_folder(stage, name)
+    variant = None if stage == "pretrain" else recipe.variant(name)
     plan = Plan(
         stage=stage,
         title="pretrain" if stage == "pretrain" else f"{name} · {stage}",
         settings=getattr(recipe, stage),
-        epochs=stage_epochs(recipe, stage, None if stage == "pretrain" else recipe.variant(name)),
+        epochs=stage_epochs(recipe, stage, variant),
         seed=recipe.seed,
         batch_statistics=stage != "prune",
         device=device,
     )
-    objective = build_objective(recipe.stage_objective(stage))
+    objective = build_objective(recipe.stage_objective(stage, variant))
     result = train(model, parameters, objective, data, plan, folder, progress)
     freeze_masks(model)
     _save(run, stage, name, model, result, data)
