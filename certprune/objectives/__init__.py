@@ -11,8 +11,17 @@ from certifiers.errors import InputError
 from .base import Objective, Ramp, RobustObjective, Weight
 from .benign import Benign
 from .certified import IBP, CrownIBP
+from .expressive import CCIBP, MTLIBP
+from .sabr import SABR
 
-OBJECTIVES: dict[str, type[Objective]] = {"benign": Benign, "ibp": IBP, "crown_ibp": CrownIBP}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "benign": Benign,
+    "ibp": IBP,
+    "crown_ibp": CrownIBP,
+    "sabr": SABR,
+    "mtl_ibp": MTLIBP,
+    "cc_ibp": CCIBP,
+}
 
 __all__ = ["OBJECTIVES", "Objective", "Ramp", "RobustObjective", "Weight", "build_objective"]
 

@@ -21,17 +21,25 @@ from certifiers.bounds import (
     trace,
     worst_case_cross_entropy,
 )
+from certifiers.threat import Threat
 
 from .base import Figures, RobustObjective, Weight, clean_figures
+from .perturb import ascend, cross_entropy, random_point
 from .warmup import WarmUp
 
 
 class Bounded(NamedTuple):
-    """One step's network with its boxes, shared by every bound of the step."""
+    """One step's network with its boxes, shared by every bound of the step.
+
+    ``adversarial``: the logits of attacked inputs, ``(batch, classes)``, for objectives that attack.
+    """
 
     network: Network
     intervals: Intervals
+    x: Tensor
     y: Tensor
+    threat: Threat
+    adversarial: Tensor | None = None
 
 
 class IBP(RobustObjective):
@@ -51,11 +59,11 @@ class IBP(RobustObjective):
         graph = trace(model, tuple(x.shape[1:]))
         clean = kappa > 0 or needs_clean_batch(model) or not torch.is_grad_enabled()
         network = graph.bind(x if clean else None)
-        step = Bounded(network, propagate(network, Region.of(x, self.threat_at(eps, x))), y)
+        step = self.bound(network, x, y, eps)
 
         ibp = interval_margins(network, step.intervals, y)
         robust = self.robust_loss(step, ibp, ramp).mean()
-        figures = {"robust_loss": robust.detach(), "certified_accuracy": _certified(ibp, y).detach()}
+        figures = {"robust_loss": robust.detach()} | self.robust_figures(step, ibp.detach())
         loss = robust
         if clean:
             figures |= clean_figures(network.logits, y)
@@ -68,9 +76,18 @@ class IBP(RobustObjective):
         figures |= {"eps": torch.tensor(eps), "kappa": torch.tensor(kappa)}
         return loss, figures
 
+    def bound(self, network: Network, x: Tensor, y: Tensor, eps: float) -> Bounded:
+        """The boxes of this step, and what else the robust loss is made of."""
+        threat = self.threat_at(eps, x)
+        return Bounded(network, propagate(network, Region.of(x, threat)), x, y, threat)
+
     def robust_loss(self, step: Bounded, ibp: Tensor, ramp: float) -> Tensor:
-        """Upper bounds (batch,) of the worst-case cross-entropy; ``ibp``: the interval margins."""
+        """What to minimise, (batch,): upper bounds of the worst-case cross-entropy; ``ibp``: the interval margins."""
         return worst_case_cross_entropy(ibp, step.y)
+
+    def robust_figures(self, step: Bounded, ibp: Tensor) -> Figures:
+        """Detached scalars about the threat set; ``ibp``: the interval margins."""
+        return {"certified_accuracy": share_certified(ibp, step.y)}
 
 
 class CrownIBP(IBP):
@@ -96,7 +113,16 @@ class CrownIBP(IBP):
         return worst_case_cross_entropy(beta * linear + (1 - beta) * ibp, step.y)
 
 
-def _certified(margins: Tensor, y: Tensor) -> Tensor:
-    """The share of inputs whose margins are all positive, by interval bounds alone."""
+def attack(network: Network, x: Tensor, y: Tensor, threat: Threat, steps: int) -> Tensor:
+    """Inputs of the threat set, detached, with a raised cross-entropy: projected gradient steps from a random point.
+
+    The network attacked is the one whose loss is minimised: with the effective weights of the step, and with
+    BatchNorm statistics of the clean batch where BatchNorm is in training mode.
+    """
+    return ascend(lambda point: cross_entropy(network.forward(point), y), x, threat, steps, random_point(x, threat))
+
+
+def share_certified(margins: Tensor, y: Tensor) -> Tensor:
+    """The share of inputs whose margins are all positive, a scalar."""
     others = torch.ones_like(margins, dtype=torch.bool).scatter(1, y.unsqueeze(1), False)
     return ((margins > 0) | ~others).all(1).to(margins).mean()
