@@ -27,6 +27,10 @@ ALL = {
     "sabr": {"name": "sabr", "eps": 0.05},
     "mtl_ibp": {"name": "mtl_ibp", "eps": 0.05},
     "cc_ibp": {"name": "cc_ibp", "eps": 0.05},
+    "gaussian": {"name": "gaussian", "sigma": 0.1},
+    "stability": {"name": "stability", "sigma": 0.1},
+    "consistency": {"name": "consistency", "sigma": 0.1},
+    "smoothadv": {"name": "smoothadv", "sigma": 0.1, "attack_eps": 0.5},
 }
 
 

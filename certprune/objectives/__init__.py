@@ -13,6 +13,8 @@ from .benign import Benign
 from .certified import IBP, CrownIBP
 from .expressive import CCIBP, MTLIBP
 from .sabr import SABR
+from .smoothadv import SmoothAdv
+from .smoothing import Consistency, Gaussian, Stability
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "benign": Benign,
@@ -21,6 +23,10 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "sabr": SABR,
     "mtl_ibp": MTLIBP,
     "cc_ibp": CCIBP,
+    "gaussian": Gaussian,
+    "stability": Stability,
+    "consistency": Consistency,
+    "smoothadv": SmoothAdv,
 }
 
 __all__ = ["OBJECTIVES", "Objective", "Ramp", "RobustObjective", "Weight", "build_objective"]
