@@ -10,14 +10,17 @@ from certprune.reports.html import report_html
 from certprune.reports.plot import save_curves
 from certprune.reports.read import RunView, read_run
 from certprune.reports.rows import summary_rows
-from certprune.storage import write_json, write_text
+from certprune.reports.sparsity import many_networks, sparsity_csv, sparsity_lines
+from certprune.reports.sparsity_charts import sparsity_figure
+from certprune.storage import write_bytes, write_json, write_text
 
 
 def write_report(folders: str | Path | Sequence[str | Path], out: str | Path | None = None) -> Path:
     """Write one HTML page for one or more run folders and return its path.
 
     Without ``out`` (one run only) the page is ``report.html`` in the run's folder, with ``curves.png``,
-    ``curves.csv`` and ``summary.json`` beside it. Raises InputError for a folder that is no run, and for several
+    ``curves.csv`` and ``summary.json`` beside it, and ``sparsity.png`` with ``sparsity.csv`` where networks of several
+    sparsities were certified. Raises InputError for a folder that is no run, and for several
     without ``out``; what an unfinished run lacks is said on the page.
     """
     folders = [Path(folders)] if isinstance(folders, (str, Path)) else [Path(folder) for folder in folders]
@@ -44,4 +47,8 @@ def _write_companions(run: RunView) -> None:
     write_json(run.folder / "summary.json", record)
     curves = run_curves(run)
     if curves:
-        save_curves(curves, run.folder / "curves.png")
+        save_curves(curves, run.folder / ("curves.csv" if many_networks(run) else "curves.png"))
+    picture = sparsity_figure(run)
+    if picture is not None:
+        write_bytes(run.folder / "sparsity.png", picture)
+        write_text(run.folder / "sparsity.csv", sparsity_csv(sparsity_lines(run)))

@@ -4,11 +4,12 @@ import re
 from collections.abc import Sequence
 from html import escape
 
-from certprune.reports import curve_charts, layers, notes, sections, training_charts, verdict_bars
+from certprune.reports import curve_charts, layers, notes, sections, sparsity_charts, training_charts, verdict_bars
 from certprune.reports.compare import differences
 from certprune.reports.read import RunView
 from certprune.reports.rows import NONE, summary_rows
 from certprune.reports.seeds import aggregate, group
+from certprune.reports.sparsity import many_networks
 from certprune.reports.style import CSS
 from certprune.reports.tables import html_rate, html_table
 
@@ -40,11 +41,13 @@ def _one(run: RunView) -> str:
 
 def _run_body(run: RunView, level: int = 2) -> str:
     """All sections of one run; those with nothing to show are left out."""
-    training = training_charts.pretraining(run) + training_charts.afterwards(run)
+    many = many_networks(run)
+    against_sparsity = ("Accuracy against sparsity", sparsity_charts.sparsity_section(run))
+    table = ("Summary", sections.summary(run)), ("By other methods", sections.other_methods(run))
+    training = training_charts.pretraining(run) + ("" if many else training_charts.afterwards(run))
     parts = (
-        ("Summary", sections.summary(run)),
-        ("By other methods", sections.other_methods(run)),
-        ("Certified accuracy against eps", curve_charts.curve(run)),
+        *((against_sparsity, *table) if many else (*table, against_sparsity)),
+        ("Certified accuracy against eps", "" if many else curve_charts.curve(run)),
         ("How each image was decided", verdict_bars.verdicts(run)),
         ("Differences on the same images", sections.paired(run)),
         ("Kept weights by layer", layers.layers(run)),
@@ -52,7 +55,7 @@ def _run_body(run: RunView, level: int = 2) -> str:
         ("Provenance", notes.provenance(run)),
         ("To repeat this run", notes.reproduce(run)),
     )
-    text = _notices(run) + sections.headline(run)
+    text = _notices(run) + ("" if many else sections.headline(run))
     return text + "".join(_section(heading, content, level) for heading, content in parts)
 
 

@@ -15,6 +15,21 @@ CRITERIA = {
     "random": "random mask",
     "joint": "joint scores",
 }
+OBJECTIVES = {
+    "ibp": "IBP",
+    "crown_ibp": "CROWN-IBP",
+    "mixtrain": "MixTrain",
+    "adversarial": "adversarial",
+    "trades": "TRADES",
+    "free": "free adversarial",
+    "gaussian": "Gaussian noise",
+    "stability": "stability",
+    "consistency": "consistency",
+    "smoothadv": "SmoothAdv",
+    "sabr": "SABR",
+    "mtl_ibp": "MTL-IBP",
+    "cc_ibp": "CC-IBP",
+}
 NORMS = {"linf": "ℓ∞", "l2": "ℓ2"}
 BUDGETS = {"erk": "ERK", "uniform": "uniform"}
 
@@ -36,12 +51,16 @@ class Style:
 
 @dataclass(frozen=True)
 class Network:
-    """What identifies a network to a reader; every field but the name may be unknown."""
+    """What identifies a network to a reader; every field but the name may be unknown.
+
+    ``objective``: the name of its own objective, where it was pruned or finetuned by another one than the recipe's.
+    """
 
     name: str
     criterion: str | None = None
     budget: str | None = None
     sparsity: float | None = None
+    objective: str | None = None
 
 
 def percent(fraction: float, digits: int = 1) -> str:
@@ -64,7 +83,14 @@ def chosen_by(network: Network, budgets: bool = False) -> str:
     if network.criterion is None:
         return network.name
     words = CRITERIA.get(network.criterion, network.criterion)
+    if network.objective:
+        words += f" ({objective_label(network.objective)})"
     return f"{words}, {BUDGETS.get(network.budget, network.budget)}" if budgets and network.budget else words
+
+
+def objective_label(name: str) -> str:
+    """An objective's name as its paper writes it; one of the user's own stays as it is."""
+    return OBJECTIVES.get(name, name)
 
 
 def labels(networks: Iterable[Network]) -> list[str]:
@@ -79,7 +105,14 @@ def order(network: Network) -> tuple:
     """Sort key: not pruned first, then by rising sparsity, then criterion (learned ones first) and budget."""
     criteria = list(DASHES)
     rank = criteria.index(network.criterion) if network.criterion in criteria else len(criteria)
-    return (network.sparsity or 0.0, network.name != "pretrain", rank, network.budget or "", network.name)
+    return (
+        network.sparsity or 0.0,
+        network.name != "pretrain",
+        rank,
+        network.objective or "",
+        network.budget or "",
+        network.name,
+    )
 
 
 def styles(networks: Iterable[Network]) -> list[Style]:

@@ -82,6 +82,7 @@ class Variant:
     stages: dict[str, Stage]
     ledgers: list[LedgerView]  # by the recipe's methods, ascending eps
     others: list[LedgerView] = field(default_factory=list)  # by other methods
+    objective: str | None = None  # the name of its own objective, if it has one that the recipe does not share
 
     @property
     def size(self) -> dict | None:
@@ -158,12 +159,18 @@ def read_run(folder: str | Path) -> RunView:
 
 
 def variant_name(plan: dict) -> str:
-    """The folder name of a variant as the recipe states it: its ``name``, ``dense``, or criterion-budget-sparsity."""
+    """The folder name of a variant as the recipe states it: its ``name``, or what the recipe's schema makes of it."""
     if plan.get("name"):
         return str(plan["name"])
+    against = f"-{_objective(plan)}" if _objective(plan) else ""
     if plan.get("dense"):
-        return "dense"
-    return f"{plan.get('criterion', 'score')}-{plan.get('budget', 'erk')}-{plan.get('sparsity', 0.95):g}"
+        return f"dense{against}"
+    return f"{plan.get('criterion', 'score')}{against}-{plan.get('budget', 'erk')}-{plan.get('sparsity', 0.95):g}"
+
+
+def _objective(plan: dict) -> str | None:
+    own = plan.get("objective")
+    return str(own["name"]) if isinstance(own, dict) and own.get("name") else None
 
 
 def _read_config(folder: Path) -> dict:
@@ -218,10 +225,11 @@ def _read_variant(folder: Path, plan: dict, methods: str, missing: list[str], al
     found = _read_ledgers(folder / "certificates" / name, missing, alarms)
     ledgers = [ledger for ledger in found if ledger.method == methods]
     others = [ledger for ledger in found if ledger.method != methods]
+    own = _objective(plan)
     if plan.get("dense") or name == "pretrain":
-        return Variant(name, None, None, 0.0, stages, ledgers, others)
+        return Variant(name, None, None, 0.0, stages, ledgers, others, own)
     sparsity = plan.get("sparsity", found[0].header.get("sparsity") if found else None)
-    return Variant(name, plan.get("criterion"), plan.get("budget"), sparsity, stages, ledgers, others)
+    return Variant(name, plan.get("criterion"), plan.get("budget"), sparsity, stages, ledgers, others, own)
 
 
 def _unfinished(name: str, stages: dict[str, Stage]) -> str:

@@ -124,7 +124,7 @@ def rate(accuracy: Accuracy) -> Rate:
 
 
 def network(variant: Variant) -> Network:
-    return Network(variant.name, variant.criterion, variant.budget, variant.sparsity)
+    return Network(variant.name, variant.criterion, variant.budget, variant.sparsity, variant.objective)
 
 
 def ordered(run: RunView) -> dict[str, tuple[Variant, str]]:

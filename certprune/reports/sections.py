@@ -3,10 +3,11 @@
 Every function takes a run that may be unfinished and returns an empty string where there is nothing to show.
 """
 
+from dataclasses import replace
 from html import escape
 
 from certprune.reports.compare import BASELINES, differences
-from certprune.reports.look import CRITERIA, NORMS, percent, styles
+from certprune.reports.look import NORMS, chosen_by, percent, styles
 from certprune.reports.read import RunView
 from certprune.reports.rows import Row, network, points, summary_rows
 from certprune.reports.tables import html_table
@@ -23,7 +24,7 @@ def sentence(run: RunView) -> str:
     pruned = [variant for variant in run.variants if variant.sparsity and variant.criterion]
     if pruned:
         levels = sorted({variant.sparsity for variant in pruned})
-        criteria = dict.fromkeys(CRITERIA.get(variant.criterion, variant.criterion) for variant in pruned)
+        criteria = dict.fromkeys(chosen_by(replace(network(variant), budget=None)) for variant in pruned)
         text += f", pruned to {_listed(percent(level, 2) for level in levels)} sparsity by {_listed(criteria)}"
     ledgers = [ledger for variant in run.variants for ledger in variant.ledgers]
     if not ledgers:

@@ -1,0 +1,175 @@
+"""Accuracy against sparsity as charts: three small ones on the page, and the same three as a picture.
+
+The horizontal axis is logarithmic in the weights kept, since from 90 % to 99 % is as far as from 0 % to 90 %.
+"""
+
+import io
+import math
+from collections.abc import Sequence
+from html import escape
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from certprune.reports.look import LIGHT, NORMS, Style, percent, ticks
+from certprune.reports.plot import INK, QUIET
+from certprune.reports.read import RunView
+from certprune.reports.rows import Rate
+from certprune.reports.sparsity import FIGURES, SparsityLine, line_styles, sparsity_lines
+from certprune.reports.svg import Axes, Line, line_chart, swatch
+
+SIZE = (330, 300)
+NAMES = {"clean": "Clean accuracy", "attack": "Attack accuracy", "certified": "Certified accuracy"}
+MARKED = (0.0, 0.9, 0.99, 0.5, 0.95, 0.8, 0.999)  # sparsities worth a tick, the most telling first
+
+
+def sparsity_section(run: RunView) -> str:
+    """The charts of one run at its main eps; empty unless some way of pruning was certified at several sparsities."""
+    lines = sparsity_lines(run)
+    if not lines:
+        return ""
+    looks = line_styles(lines)
+    low, high = _range(lines)
+    panels = "".join(
+        f"<div>{line_chart(_drawn(lines, looks, name), _axes(lines, name, low, high), *SIZE, direct=False)}</div>"
+        for name in FIGURES
+    )
+    legend = "".join(
+        f"<li>{swatch(style, marker=not line.level)}{escape(line.label)}</li>"
+        for line, style in zip(lines, looks, strict=True)
+    )
+    return (
+        f'<figure><div class="panels">{panels}</div><ul class="legend">{legend}</ul>'
+        f"<figcaption>{escape(_caption(run, lines))}</figcaption></figure>"
+    )
+
+
+def sparsity_figure(run: RunView) -> bytes | None:
+    """The same charts as a PNG; None where there is nothing to draw."""
+    lines = sparsity_lines(run)
+    if not lines:
+        return None
+    looks = line_styles(lines)
+    figure = Figure(figsize=(10.5, 4.1), dpi=160, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, name in zip(figure.subplots(1, len(FIGURES), sharey=True), FIGURES, strict=True):
+        for line, style in zip(lines, looks, strict=True):
+            _plot(axes, line, style, name, _reach(lines))
+        _dress(axes, lines, name)
+    handles, texts = axes.get_legend_handles_labels()
+    columns = min(len(texts), 4)
+    figure.legend(
+        handles,
+        texts,
+        loc="outside lower left",
+        ncols=columns,
+        frameon=False,
+        fontsize=9,
+        labelcolor=INK,
+        handlelength=3,
+    )
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return content.getvalue()
+
+
+def _place(sparsity: float) -> float:
+    """Where a sparsity stands on the axis: decades of weights removed."""
+    return -math.log10(1 - sparsity)
+
+
+def _reach(lines: Sequence[SparsityLine]) -> float:
+    return max(_place(point.sparsity) for line in lines for point in line.points) or 1.0
+
+
+def _range(lines: Sequence[SparsityLine]) -> tuple[float, float]:
+    """One range of accuracies for all charts, so that they can be read against each other."""
+    ends = [
+        end
+        for line in lines
+        for point in line.points
+        for name in FIGURES
+        for end in (getattr(point, name).lower, getattr(point, name).upper)
+    ]
+    room = 0.04 * (max(ends) - min(ends)) or 0.05
+    return max(min(ends) - room, 0.0), min(max(ends) + room, 1.0)
+
+
+def _marks(lines: Sequence[SparsityLine], count: int) -> list[float]:
+    """At most ``count`` sparsities to put a tick at: round ones, as far as the lines go."""
+    return sorted([mark for mark in MARKED if _place(mark) <= _reach(lines) + 1e-6][:count])
+
+
+def _axes(lines: Sequence[SparsityLine], name: str, low: float, high: float) -> Axes:
+    return Axes(
+        x_label="weights removed",
+        y_label=NAMES[name],
+        x_format=lambda place: percent(1 - 10**-place),
+        y_format=lambda value: f"{100 * value:.1f}".removesuffix(".0") + " %",
+        x_range=(0.0, _reach(lines)),
+        y_range=(low, high),
+        x_ticks=tuple(_place(mark) for mark in _marks(lines, 5)),
+    )
+
+
+def _drawn(lines: Sequence[SparsityLine], looks: Sequence[Style], name: str) -> list[Line]:
+    return [_line(line, style, name, _reach(lines)) for line, style in zip(lines, looks, strict=True)]
+
+
+def _line(line: SparsityLine, style: Style, name: str, reach: float) -> Line:
+    xs, found = _values(line, name, reach)
+    values = [rate.value for rate in found]
+    if line.level:
+        return Line(line.label, xs, values, style, points=False, width=1.5)
+    band = {"lower": [rate.lower for rate in found], "upper": [rate.upper for rate in found]}
+    return Line(line.label, xs, values, style, **band, width=1.8)
+
+
+def _values(line: SparsityLine, name: str, reach: float) -> tuple[list[float], list[Rate]]:
+    """Places and accuracies; a level goes from edge to edge."""
+    found = [getattr(point, name) for point in line.points]
+    return ([0.0, reach], found * 2) if line.level else ([_place(point.sparsity) for point in line.points], found)
+
+
+def _caption(run: RunView, lines: Sequence[SparsityLine]) -> str:
+    norm = next(ledger.norm for variant in run.variants for ledger in variant.ledgers)
+    text = (
+        f"At eps {run.main_eps:g} in {NORMS.get(norm, norm)}, with 95 % Wilson bands; the axis is logarithmic in the "
+        "weights kept. "
+    )
+    if any(line.network.objective for line in lines):
+        text += "Colour tells the objective that scores were learned against. "
+    if not (run.config.get("finetune") or {}).get("epochs", True):
+        text += "No network was finetuned: these are the pretrained weights, less those that were removed."
+    return text
+
+
+def _plot(axes, line: SparsityLine, style: Style, name: str, reach: float) -> None:
+    xs, found = _values(line, name, reach)
+    colour = LIGHT[style.slot]
+    dash = (0, tuple(on / 2 for on in style.dash)) if style.dash else "solid"
+    look = {"color": colour, "linestyle": dash, "linewidth": 1.6, "label": line.label.replace("$", r"\$")}
+    if not line.level:
+        axes.fill_between(xs, [r.lower for r in found], [r.upper for r in found], color=colour, alpha=0.1, linewidth=0)
+        look |= {"marker": style.marker, "markersize": 4}
+    axes.plot(xs, [rate.value for rate in found], clip_on=False, **look)
+
+
+def _dress(axes, lines: Sequence[SparsityLine], name: str) -> None:
+    low, high = _range(lines)
+    axes.set_ylim(low, high)
+    axes.set_yticks(ticks(low, high, 5))
+    axes.set_xlim(0.0, _reach(lines))
+    marks = _marks(lines, 6)
+    axes.set_xticks([_place(mark) for mark in marks], [percent(mark) for mark in marks])
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None, symbol=" %"))
+    axes.set_title(NAMES[name], loc="left", fontsize=11, color=INK)
+    axes.set_xlabel("weights removed", color=INK)
+    axes.grid(axis="y", color="#e3e5ea", linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(QUIET)
+    axes.tick_params(colors=INK, length=0, labelsize=9)
+    axes.tick_params(axis="x", length=3, color=QUIET)
