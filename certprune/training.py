@@ -81,6 +81,9 @@ def train(
     seconds, selected}`` a line, where ``selected`` says that the epoch was the best so far. ``state.pt`` is
     left for the caller to remove (:func:`discard_state`) once the stage's weights are safe.
 
+    An objective with ``replays`` is given each minibatch so many times in a row; an epoch keeps its number of
+    steps, so the minibatches that there is no time for sit it out.
+
     Raises :class:`InputError` if the loss or a gradient is not finite (the state of the last whole epoch is
     kept), or if ``state.pt`` is damaged or another stage's.
     """
@@ -101,9 +104,10 @@ def train(
     for epoch in range(state.epoch, plan.epochs):
         began = time.perf_counter()
         order = _seed_epoch(plan, epoch, len(labels))[:size].to(plan.device)
-        row = _epoch(
-            model, parameters, objective, optimizer, images, labels, order.view(steps, batch), epoch, plan, progress
-        )
+        batches = _replayed(order.view(steps, batch), objective)
+        if hasattr(objective, "begin_epoch"):
+            objective.begin_epoch()  # what it carries from step to step does not stand in state.pt
+        row = _epoch(model, parameters, objective, optimizer, images, labels, batches, epoch, plan, progress)
         row["validation"] = validate(model, objective, data.validation, batch, plan.device)
         row["seconds"] = time.perf_counter() - began
         row["selected"] = not state.history or _rank(row) < min(_rank(entry) for entry in state.history)
@@ -139,6 +143,11 @@ def learning_rate(schedule: Schedule, base: float, progress: float) -> float:
     if schedule.name == "step":
         return base * schedule.factor ** sum(progress >= milestone for milestone in schedule.milestones)
     return base
+
+
+def _replayed(batches: Tensor, objective: Objective) -> Tensor:
+    """The epoch's ``batches`` (steps, batch), or as many with each of the first ones several times in a row."""
+    return batches.repeat_interleave(getattr(objective, "replays", 1), 0)[: len(batches)]
 
 
 def _epoch(model, parameters, objective, optimizer, images, labels, batches, epoch, plan, progress) -> dict[str, Any]:

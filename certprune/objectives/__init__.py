@@ -8,13 +8,16 @@ from pydantic import ValidationError
 
 from certifiers.errors import InputError
 
+from .adversarial import Adversarial
 from .base import Objective, Ramp, RobustObjective, Weight
 from .benign import Benign
 from .certified import IBP, CrownIBP
 from .expressive import CCIBP, MTLIBP
+from .free import Free
 from .sabr import SABR
 from .smoothadv import SmoothAdv
 from .smoothing import Consistency, Gaussian, Stability
+from .trades import Trades
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "benign": Benign,
@@ -23,6 +26,9 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "sabr": SABR,
     "mtl_ibp": MTLIBP,
     "cc_ibp": CCIBP,
+    "adversarial": Adversarial,
+    "trades": Trades,
+    "free": Free,
     "gaussian": Gaussian,
     "stability": Stability,
     "consistency": Consistency,

@@ -27,10 +27,16 @@ class Objective(Settings):
     ``objective(model, x, y, progress)`` gives the mean loss over the batch, a scalar to differentiate, and detached
     scalars to log. ``x`` is (batch, *shape) in [0, 1], ``y`` (batch,) int64; ``progress`` in [0, 1] says how far the
     stage is, and 1 means the final eps and weights, which is what validation uses. In training mode BatchNorm uses
-    and updates the statistics of the clean batch, whatever else the objective computes.
+    and updates the statistics of the clean batch where bounds are computed, and of each batch that the loss passes
+    through the network where inputs are perturbed; never of a batch that only an attack sees.
+
+    An objective with a field ``replays`` is given each minibatch so many times in a row by the training loop.
     """
 
     name: str
+
+    def begin_epoch(self) -> None:
+        """Forget what was carried from step to step: an epoch depends on nothing but the state at its start."""
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, progress: float) -> tuple[Tensor, Figures]:
         raise NotImplementedError
@@ -89,8 +95,10 @@ class RobustObjective(Objective):
         return threat(self.norm, torch.tensor(eps, dtype=like.dtype, device=like.device))
 
 
+def accuracy(logits: Tensor, y: Tensor) -> Tensor:
+    """The share of right predictions, a detached scalar."""
+    return (logits.argmax(1) == y).to(logits).mean().detach()
+
+
 def clean_figures(logits: Tensor, y: Tensor) -> Figures:
-    return {
-        "clean_loss": F.cross_entropy(logits, y).detach(),
-        "clean_accuracy": (logits.argmax(1) == y).to(logits).mean().detach(),
-    }
+    return {"clean_loss": F.cross_entropy(logits, y).detach(), "clean_accuracy": accuracy(logits, y)}
