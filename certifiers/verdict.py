@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any
 
-from certifiers import journal
-from certifiers.errors import InputError, SoundnessError
+from certifiers.errors import InputError
 from certifiers.fingerprint import model_hash
-from certifiers.journal import REMEDY
+from certifiers.ledger import RowLedger
 
 __all__ = ["Accuracy", "Ledger", "Status", "Summary", "Verdict", "model_hash", "read_ledger", "summarise"]
-
-VERSION = 1
-
-# What makes two ledgers the same experiment. Other header keys are notes.
-IDENTITY = ("ledger", "model", "data", "split", "eps", "norm", "method", "attack_steps", "attack_restarts")
 
 
 class Status(str, Enum):
@@ -56,100 +48,32 @@ class Verdict:
     seconds: float
 
 
-class Ledger:
+class Ledger(RowLedger[Verdict]):
     """The append-only file of verdicts about one model, on one data set, against one threat set.
-
-    Opening makes the file, or goes on with what is there after cutting off a last line that a kill left
-    incomplete. No index ever stands there twice. A batch of verdicts is on the disk when :meth:`append`
-    returns. Use it in a `with` block, or call :meth:`close`.
 
     Args:
         path: the file; its folder is made if need be.
         header: what the verdicts are about, JSON values: "model" (:func:`model_hash`), "data", "split",
             "eps", "norm", "method", "attack_steps", "attack_restarts" as far as they apply, and any notes.
-
-    Raises:
-        InputError: the file is about something else (one of these keys differs), is damaged, is no ledger, or
-            is being written by another process. It is left unchanged.
-        SoundnessError: a certifier was contradicted when this ledger was written.
     """
 
-    def __init__(self, path: str | Path, header: Mapping[str, Any]) -> None:
-        self.path = Path(path)
-        wanted = json.loads(json.dumps({"ledger": VERSION, **header}))  # as it will be read back
-        if not self.path.exists():
-            journal.create(self.path, wanted)
-        self._journal = journal.Appender(self.path)
-        try:
-            rows, end = journal.read(self.path)
-            self.header, self._verdicts = _parse(self.path, rows)
-            _check_same(self.path, self.header, wanted)
-            self._journal.cut(end)
-        except BaseException:
-            self._journal.close()
-            raise
-        self._decided = {verdict.index for verdict in self._verdicts}
+    row = Verdict
+    kind = None
+    identity = ("model", "data", "split", "eps", "norm", "method", "attack_steps", "attack_restarts")
+    repeated = ("eps", "norm")
 
-    @property
-    def verdicts(self) -> list[Verdict]:
-        """All verdicts, in the order they were written."""
-        return list(self._verdicts)
-
-    @property
-    def decided(self) -> set[int]:
-        """The indices that have a verdict, of whatever status; they need not be asked again."""
-        return set(self._decided)
-
-    def append(self, verdicts: Sequence[Verdict]) -> None:
-        """Write these verdicts and sync them to the disk; all of them or, on an error, none.
-
-        Raises InputError for an index that has a verdict already, and for another eps or norm than the
-        header's.
-        """
-        new: set[int] = set()
-        for verdict in verdicts:
-            if verdict.index in self._decided or verdict.index in new:
-                raise InputError(
-                    f"Input {verdict.index} has a verdict already in the ledger {self.path}; skip the inputs "
-                    "in Ledger.decided. Nothing was written."
-                )
-            for key in ("eps", "norm"):
-                if key in self.header and getattr(verdict, key) != self.header[key]:
-                    raise InputError(
-                        f"The ledger {self.path} is for {key} {self.header[key]}, but a verdict for {key} "
-                        f"{getattr(verdict, key)} came. Give that threat set its own ledger; nothing was "
-                        "written."
-                    )
-            new.add(verdict.index)
-        self._journal.append(asdict(verdict) for verdict in verdicts)
-        self._verdicts.extend(verdicts)
-        self._decided |= new
-
-    def record_contradiction(self, details: Mapping[str, Any]) -> None:
-        """Write down that a certifier was contradicted; from then on the ledger cannot be opened any more."""
-        self._journal.append([{"contradiction": dict(details)}])
-
-    def close(self) -> None:
-        """Release the file to other processes."""
-        self._journal.close()
-
-    def __enter__(self) -> Ledger:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    @classmethod
+    def typed(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return {**values, "index": int(values["index"]), "status": Status(values["status"])}
 
 
 def read_ledger(path: str | Path) -> tuple[dict[str, Any], list[Verdict]]:
     """The header and verdicts of a ledger, without changing it; an incomplete last line is left out.
 
-    Raises InputError for a file that is missing, damaged (naming the line) or no ledger, and SoundnessError
-    where a contradicted certifier is on record.
+    Raises InputError for a file that is missing, damaged (naming the line), no ledger or one of another kind, and
+    SoundnessError where a contradicted certifier is on record.
     """
-    path = Path(path)
-    return _parse(path, journal.read(path)[0])
+    return Ledger.read(path)
 
 
 @dataclass(frozen=True)
@@ -204,52 +128,3 @@ def summarise(verdicts: Sequence[Verdict]) -> Summary:
 
 
 _NOT_CORRECT = (Status.misclassified, Status.abstained)
-
-
-def _parse(path: Path, rows: list[dict[str, Any]]) -> tuple[dict[str, Any], list[Verdict]]:
-    header = rows[0]
-    if header.get("ledger") != VERSION:
-        raise InputError(
-            f'{path} is no ledger of verdicts: its first line should hold "ledger": {VERSION}. Nothing was '
-            "changed; give the path of a ledger, or of a file that does not exist yet."
-        )
-    verdicts: list[Verdict] = []
-    seen: set[int] = set()
-    for number, row in enumerate(rows[1:], start=2):
-        if "contradiction" in row:
-            _tainted(path, row["contradiction"])
-        verdict = _verdict(path, number, row)
-        if verdict.index in seen:
-            raise InputError(
-                f"Line {number} of the ledger {path} gives input {verdict.index} a second verdict. {REMEDY}"
-            )
-        seen.add(verdict.index)
-        verdicts.append(verdict)
-    return header, verdicts
-
-
-def _verdict(path: Path, number: int, row: dict[str, Any]) -> Verdict:
-    try:
-        values = {field.name: row[field.name] for field in fields(Verdict)}
-        return Verdict(**{**values, "index": int(values["index"]), "status": Status(values["status"])})
-    except (KeyError, ValueError, TypeError) as error:
-        raise InputError(
-            f"Line {number} of the ledger {path} is no verdict ({type(error).__name__}: {error}). {REMEDY}"
-        ) from error
-
-
-def _tainted(path: Path, details: Mapping[str, Any]) -> NoReturn:
-    raise SoundnessError(
-        f"The ledger {path} records that an input contradicted a certifier ({details}), so none "
-        "of its certificates can be trusted. Mend the certifier, move the file away and certify again."
-    )
-
-
-def _check_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    for key in IDENTITY:
-        if found.get(key) != wanted.get(key):
-            raise InputError(
-                f"The ledger {path} holds verdicts for another {key}: {found.get(key)!r} there, "
-                f"{wanted.get(key)!r} now. Give another path, or move that file away to start anew; nothing "
-                "was changed."
-            )
