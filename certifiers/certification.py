@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from certifiers.attack import attack
 from certifiers.checks import check_logits, check_model, count_classes, device_of
 from certifiers.errors import InputError, SoundnessError
-from certifiers.fingerprint import model_hash
 from certifiers.methods import CASCADE, METHODS, method_names
+from certifiers.resuming import decided_before, input_numbers
 from certifiers.threat import Threat, check_images, check_labels
 from certifiers.verdict import Ledger, Status, Verdict
 
@@ -65,7 +65,7 @@ def certify(
         SoundnessError: a certifier claimed more than a concrete input allows. The ledger gets a line of it.
     """
     methods = method_names(method)
-    numbers = _numbers(indices, len(x))
+    numbers = input_numbers(indices, len(x))
     check_model(model)
     check_images(x)
     if batch_size < 1:
@@ -74,7 +74,8 @@ def certify(
         return []
     check_labels(y, len(x), count_classes(model, x))
     eps = float(threat.eps)
-    known = _known(ledger, model, threat, eps, dict(zip(numbers, y.tolist(), strict=True)))
+    labels = dict(zip(numbers, y.tolist(), strict=True))
+    known = decided_before(ledger, model, {"norm": threat.norm, "eps": eps}, labels)
     device = device_of(model)
     job = _Job(model, threat, eps, methods, attack_steps, attack_restarts, seed)
     pending = [row for row, number in enumerate(numbers) if number not in known]
@@ -242,36 +243,3 @@ def _check_not_contradicted(
         "this model can be trusted; please report this with the model.",
         details,
     )
-
-
-def _numbers(indices: Sequence[int] | None, n: int) -> list[int]:
-    numbers = list(range(n)) if indices is None else [int(index) for index in indices]
-    if len(numbers) != n or len(set(numbers)) != n:
-        raise InputError(
-            f"The indices must be {n} different numbers, one for each input, but {len(numbers)} came, "
-            f"{len(set(numbers))} of them different."
-        )
-    return numbers
-
-
-def _known(
-    ledger: Ledger | None, model: nn.Module, threat: Threat, eps: float, labels: dict[int, int]
-) -> dict[int, Verdict]:
-    """The verdicts that the ledger holds; InputError if it is about something else."""
-    if ledger is None:
-        return {}
-    now = {"model": model_hash(model) if "model" in ledger.header else None, "norm": threat.norm, "eps": eps}
-    for key, value in now.items():
-        if key in ledger.header and ledger.header[key] != value:
-            raise InputError(
-                f"The ledger {ledger.path} is for {key} {ledger.header[key]}, but {value} is to be "
-                "certified. Give each model and threat set its own ledger; nothing was written."
-            )
-    known = {verdict.index: verdict for verdict in ledger.verdicts}
-    for number, label in labels.items():
-        if number in known and known[number].label != label:
-            raise InputError(
-                f"The ledger {ledger.path} has label {known[number].label} for input {number}, but label "
-                f"{label} came with it now: it is about other data. Give another ledger; nothing was written."
-            )
-    return known

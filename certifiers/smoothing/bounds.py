@@ -1,0 +1,74 @@
+"""From counts to a probability that holds with confidence, and from that to a radius: pure functions of numbers."""
+
+from __future__ import annotations
+
+import math
+from decimal import ROUND_FLOOR, Decimal
+
+from certifiers.errors import InputError
+
+
+def lower_confidence_bound(successes: int, n: int, alpha: float) -> float:
+    """A p such that P(success) >= p with probability at least 1 - alpha over the `n` samples, of which `successes`.
+
+    The one-sided bound of Clopper and Pearson (1934), by statsmodels: the `alpha` quantile of
+    Beta(successes, n - successes + 1). It is exact, never approximate: its error is at most alpha for every n and p.
+    With all n samples successes it is alpha^(1/n), the most that n samples can ever show.
+    """
+    check_confidence(alpha)
+    check_samples(n)
+    if not 0 <= successes <= n:
+        raise InputError(f"Of {n} samples, 0 to {n} can be successes, but {successes} came.")
+    from statsmodels.stats.proportion import proportion_confint  # slow to import, and only needed here
+
+    if successes == 0:
+        return 0.0
+    return float(proportion_confint(successes, n, alpha=2 * alpha, method="beta")[0])  # alpha on either side
+
+
+def certified_radius(p_lower: float, sigma: float) -> float:
+    """The l2 radius within which the smoothed classifier keeps its class, 0.0 where none is certified.
+
+    Theorem 1 of Cohen et al. (2019) with the runner-up at most 1 - p_lower: a class that has probability p_lower or
+    more under Gaussian noise of standard deviation `sigma` stays the most probable one at every input nearer than
+    sigma * Phi^-1(p_lower), which is positive only for p_lower > 1/2. In the units of sigma, pixels.
+    """
+    check_sigma(sigma)
+    if not 0.0 <= p_lower <= 1.0:
+        raise InputError(f"A probability must lie in [0, 1], but {p_lower!r} came.")
+    if p_lower <= 0.5:
+        return 0.0
+    from scipy.special import ndtri
+
+    return sigma * float(ndtri(p_lower))
+
+
+def radius_text(radius: float, digits: int = 3) -> str:
+    """A radius with so many digits, rounded *down*: what is printed is certified too."""
+    if math.isinf(radius):
+        return "inf"
+    return str(Decimal(radius).quantize(Decimal(1).scaleb(-digits), rounding=ROUND_FLOOR))
+
+
+def check_sigma(sigma: float) -> None:
+    """Raise InputError unless sigma is a positive finite number."""
+    if isinstance(sigma, bool) or not isinstance(sigma, int | float) or not math.isfinite(sigma) or sigma <= 0:
+        raise InputError(
+            "sigma, the standard deviation of the noise in pixel units, must be a positive number such as 0.25, but "
+            f"{sigma!r} came."
+        )
+
+
+def check_confidence(alpha: float) -> None:
+    """Raise InputError unless alpha is strictly between 0 and 1."""
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0.0 < alpha < 1.0:
+        raise InputError(
+            "alpha, the probability that a certificate may be wrong, must lie strictly between 0 and 1, for example "
+            f"0.001, but {alpha!r} came."
+        )
+
+
+def check_samples(n: int, name: str = "n") -> None:
+    """Raise InputError unless `n` is a whole number of at least 1."""
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise InputError(f"{name}, a number of noisy samples, must be a whole number of at least 1, but {n!r} came.")
