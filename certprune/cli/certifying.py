@@ -1,4 +1,4 @@
-"""``certify``, ``curve``, ``table`` and ``report``: verdicts, and what is made of them."""
+"""``certify``, ``curve``, ``table``, ``compare`` and ``report``: verdicts, and what is made of them."""
 
 from __future__ import annotations
 
@@ -121,6 +121,37 @@ def table(
         write_text(out, study_page(runs, title, command_line(), radius))
         write_text(out.with_suffix(".csv"), csv_table(rows))
         console().print(f"Table: {out}, {out.with_suffix('.csv')}", soft_wrap=True)
+
+
+@app.command()
+def compare(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Runs of one or more recipes, with one or more seeds each.")
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="A Markdown file; a CSV goes beside it.")],
+    eps: Annotated[str | None, typer.Option(help="Which eps to show. Default: each recipe's own.")] = None,
+    sparsity: Annotated[float, typer.Option(help="Where the summary compares scores with magnitude.")] = 0.99,
+    budget: Annotated[str, typer.Option(help="The budget it compares them under.")] = "uniform",
+    title: Annotated[str, typer.Option(help="The page's heading.")] = "Objectives side by side",
+) -> None:
+    """Several recipes side by side: means over seeds, dense and pruned, learned scores minus magnitude."""
+    from certprune.provenance import command_line
+    from certprune.pruning import BUDGETS
+    from certprune.registry import look_up
+    from certprune.reports import families_csv, families_of, families_page, read_run
+    from certprune.storage import write_text
+
+    look_up("budget", budget, BUDGETS)
+    if out.suffix == ".csv":
+        raise InputError(f"The page is Markdown and its CSV goes beside it, but {out} was asked for. Give a .md name.")
+    found = families_of([read_run(folder) for folder in folders], None if eps is None else _radius(eps))
+    write_text(out, families_page(found, title, command_line(), sparsity, budget))
+    write_text(out.with_suffix(".csv"), families_csv(found))
+    for family in found:
+        seeds = ", ".join(str(run.seed) for run in family.runs)
+        left = f"; not there yet: {len(family.missing)}, see the page" if family.missing else ""
+        console().print(f"{family.title}: seeds {seeds}{left}", soft_wrap=True)
+    console().print(f"Page: {out}, {out.with_suffix('.csv')}", soft_wrap=True)
 
 
 def _percent(accuracy: Any) -> str:

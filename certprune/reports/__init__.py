@@ -2,6 +2,8 @@
 
 from certprune.reports.compare import differences
 from certprune.reports.curves import read_curves
+from certprune.reports.families import families_of
+from certprune.reports.families_page import families_csv, families_page
 from certprune.reports.files import write_report
 from certprune.reports.plot import write_curves
 from certprune.reports.read import read_run
@@ -14,6 +16,9 @@ __all__ = [
     "aggregate",
     "csv_table",
     "differences",
+    "families_csv",
+    "families_of",
+    "families_page",
     "html_table",
     "markdown_table",
     "read_curves",

@@ -13,6 +13,7 @@ import yaml
 
 from certifiers.errors import InputError, SoundnessError
 from certifiers.verdict import Summary, Verdict, read_ledger, summarise
+from certprune.reports.smoothed import PREFIX, SmoothedView, read_smoothed
 
 STAGES = ("prune", "finetune")
 METHODS = ("ibp", "crown-ibp", "crown")  # what a recipe that names none certifies by
@@ -83,6 +84,7 @@ class Variant:
     ledgers: list[LedgerView]  # by the recipe's methods, ascending eps
     others: list[LedgerView] = field(default_factory=list)  # by other methods
     objective: str | None = None  # the name of its own objective, if it has one that the recipe does not share
+    smoothed: list[SmoothedView] = field(default_factory=list)  # by randomized smoothing, ascending sigma
 
     @property
     def size(self) -> dict | None:
@@ -222,14 +224,17 @@ def _read_variant(folder: Path, plan: dict, methods: str, missing: list[str], al
     stages = {key: stage for key, stage in stages.items() if stage is not None}
     if not stages or not list(stages.values())[-1].complete or (name != "pretrain" and "finetune" not in stages):
         missing.append(_unfinished(name, stages))
-    found = _read_ledgers(folder / "certificates" / name, missing, alarms)
+    certificates = folder / "certificates" / name
+    found = _read_ledgers(certificates, missing, alarms)
+    smoothed = read_smoothed(certificates, missing, alarms)
     ledgers = [ledger for ledger in found if ledger.method == methods]
     others = [ledger for ledger in found if ledger.method != methods]
     own = _objective(plan)
     if plan.get("dense") or name == "pretrain":
-        return Variant(name, None, None, 0.0, stages, ledgers, others, own)
+        return Variant(name, None, None, 0.0, stages, ledgers, others, own, smoothed)
     sparsity = plan.get("sparsity", found[0].header.get("sparsity") if found else None)
-    return Variant(name, plan.get("criterion"), plan.get("budget"), sparsity, stages, ledgers, others, own)
+    ways = plan.get("criterion"), plan.get("budget"), sparsity
+    return Variant(name, *ways, stages, ledgers, others, own, smoothed)
 
 
 def _unfinished(name: str, stages: dict[str, Stage]) -> str:
@@ -279,6 +284,8 @@ def _read_metrics(path: Path, label: str, missing: list[str]) -> list[dict]:
 def _read_ledgers(folder: Path, missing: list[str], alarms: list[str]) -> list[LedgerView]:
     ledgers = []
     for path in sorted(folder.glob("*.jsonl")):
+        if path.name.startswith(PREFIX):
+            continue
         try:
             header, verdicts = read_ledger(path)
         except InputError as error:

@@ -7,7 +7,7 @@ An interval over seeds answers "what would another training run give?"; the Wils
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from scipy import stats
 
@@ -67,8 +67,18 @@ def mean_rate(values: Sequence[float], bounded: bool = True) -> Rate:
 
 
 def recipe_of(run: RunView) -> dict:
-    """What has to be equal for two runs to be the same recipe: all of the config but :data:`FREE`."""
-    return {key: value for key, value in run.config.items() if key not in FREE}
+    """What has to be equal for two runs to be the same recipe: all of the config but :data:`FREE`.
+
+    A key that is null counts as absent, so that a setting which came up between two runs sets them apart only
+    where it is used.
+    """
+    return _told({key: value for key, value in run.config.items() if key not in FREE})
+
+
+def _told(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _told(item) for key, item in value.items() if item is not None}
+    return [_told(item) for item in value] if isinstance(value, list) else value
 
 
 def group(runs: Iterable[RunView]) -> list[list[RunView]]:

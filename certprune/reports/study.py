@@ -28,11 +28,12 @@ def study_page(runs: Sequence[RunView], title: str, command: str, eps: float | N
     pairs = differences(runs, eps)
     if pairs:
         parts += ["## Paired differences in certified accuracy", markdown_table(pairs)]
-    parts += ["## Where the figures come from", _origin(runs)]
+    parts += ["## Where the figures come from", origin(runs)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def _origin(runs: Sequence[RunView]) -> str:
+def origin(runs: Sequence[RunView]) -> str:
+    """One line a run, as a Markdown list: its seed, training time, threads, processor, torch and commit."""
     lines = []
     for run in runs:
         seen = run.provenance

@@ -50,11 +50,11 @@ def about(rows: Sequence[Any]) -> str:
     return ", ".join([*parts, "95 % intervals in brackets"])
 
 
-def markdown_table(rows: Sequence[Any]) -> str:
-    """A GitHub-flavoured Markdown table with a final newline; empty for no rows."""
+def markdown_table(rows: Sequence[Any], columns: Sequence[Column] | None = None) -> str:
+    """A GitHub-flavoured Markdown table with a final newline; empty for no rows. ``columns``: default the rows' own."""
     if not rows:
         return ""
-    columns = rows[0].columns
+    columns = rows[0].columns if columns is None else columns
     lines = [[column.heading for column in columns], ["---" if column.left else "---:" for column in columns]]
     lines += [[f"{main} {note}".strip().replace("|", "\\|") for main, note in _cells(row, columns)] for row in rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -1,0 +1,298 @@
+"""Runs of several recipes side by side: what each objective gives, dense and pruned, averaged over seeds.
+
+A family is the runs of one recipe that differ in the seed. Its figures are tables, one for each way in which its
+networks were certified: against a threat set by bounds, or by randomized smoothing with one sigma. A cell that no
+ledger fills is None, and stays so up to the page.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+from certifiers.errors import InputError
+from certifiers.verdict import Status
+from certprune.reports.compare import BASELINES, pairs_to_compare
+from certprune.reports.look import BUDGETS, CRITERIA, NORMS, objective_label, percent
+from certprune.reports.read import LedgerView, RunView, Variant
+from certprune.reports.rows import Rate, ordered
+from certprune.reports.seeds import check_same_recipe, mean_rate, recipe_of
+
+RADII = (0.0, 0.25, 0.5, 0.75, 1.0)  # where smoothed networks are compared, unless their recipe says otherwise
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One accuracy that a table has a column for; ``radius``: of a smoothing certificate, in pixels (ℓ2)."""
+
+    key: str
+    heading: str
+    radius: float | None = None
+
+
+BY_BOUNDS = (
+    Measure("clean", "Clean %"),
+    Measure("attack", "Attack %"),
+    Measure("ibp", "IBP certified %"),
+    Measure("certified", "Certified %"),
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """How figures were certified: by bounds at ``level`` = eps, or by smoothing with ``level`` = sigma."""
+
+    kind: str  # "bounds" or "smoothing"
+    level: float
+    measures: tuple[Measure, ...]
+
+    def __str__(self) -> str:
+        return f"eps {self.level:g}" if self.kind == "bounds" else f"sigma {self.level:g}"
+
+
+@dataclass(frozen=True)
+class Cells:
+    """One line of figures: means over the seeds that have them, with 95 % t-intervals; None where none has.
+
+    ``n``: images behind each seed's figure, the fewest where they differ. ``each``: the seeds' own values.
+    """
+
+    rates: dict[str, Rate | None]
+    each: dict[str, tuple[float, ...]]
+    seeds: tuple[int | None, ...]
+    n: int | None
+
+
+@dataclass(frozen=True)
+class NetworkRow:
+    """One network of a family."""
+
+    label: str
+    variant: Variant  # as the first run of the family has it
+    cells: Cells
+
+
+@dataclass(frozen=True)
+class GapRow:
+    """A learned criterion minus a baseline of the same sparsity and budget, paired over the seeds."""
+
+    label: str  # "learned scores − least magnitude"
+    first: Variant
+    second: Variant
+    cells: Cells
+
+
+@dataclass(frozen=True)
+class FamilyTable:
+    """A family's networks by one source, in the order of reports: not pruned, then by rising sparsity."""
+
+    source: Source
+    images: str  # e.g. "fashion-mnist test"
+    note: str  # what the certificates are of
+    rows: list[NetworkRow]
+    gaps: list[GapRow]
+
+    @property
+    def dense(self) -> NetworkRow | None:
+        """The network that is not pruned, the yardstick of the others."""
+        return next((row for row in self.rows if row.variant.criterion is None), None)
+
+    def gap(self, sparsity: float, budget: str) -> GapRow | None:
+        """Learned scores minus magnitude at this sparsity and budget."""
+        wanted = ("score", "magnitude", sparsity, budget)
+        return next(
+            (
+                g
+                for g in self.gaps
+                if (g.first.criterion, g.second.criterion, g.first.sparsity, g.first.budget) == wanted
+            ),
+            None,
+        )
+
+
+@dataclass(frozen=True)
+class Family:
+    """The runs of one recipe. Times are means over the runs, in seconds, of what is on record."""
+
+    title: str
+    runs: list[RunView]
+    tables: list[FamilyTable]
+    epochs: tuple[int | None, int | None, int | None]  # pretrain, prune, finetune
+    pretraining_seconds: float | None
+    network_seconds: float | None  # one network after pretraining, the mean over them
+    missing: list[str] = field(default_factory=list)
+
+    @property
+    def training_seconds(self) -> float | None:
+        """All training of one run."""
+        spent = [
+            sum(stage.seconds for variant in run.variants for stage in variant.stages.values()) for run in self.runs
+        ]
+        return fmean(spent) if any(spent) else None
+
+
+def families_of(runs: Sequence[RunView], eps: float | None = None) -> list[Family]:
+    """The runs as families, in the order they came; ``eps`` for all of them (default: each recipe's own).
+
+    Raises InputError for no runs, and for a recipe that was given twice with one seed.
+    """
+    if not runs:
+        raise InputError("No run was given. Give run folders of one or more recipes, e.g. runs/fashion_mnist_ibp-*.")
+    groups: dict[str, list[RunView]] = {}
+    for run in runs:
+        groups.setdefault(json.dumps(recipe_of(run), sort_keys=True), []).append(run)
+    for members in groups.values():
+        check_same_recipe(members)  # equal but for the seed they are; this is about equal seeds
+    names = _titles(list(groups.values()))
+    return [_family(name, members, eps) for name, members in zip(names, groups.values(), strict=True)]
+
+
+def _family(title: str, runs: list[RunView], eps: float | None) -> Family:
+    stages = [runs[0].config.get(stage) or {} for stage in ("pretrain", "prune", "finetune")]
+    pretrain = [run.pretrain.seconds for run in runs if run.pretrain and run.pretrain.complete]
+    after = [
+        variant.seconds
+        for run in runs
+        for variant in run.variants
+        if "finetune" in variant.stages and variant.stages["finetune"].complete
+    ]
+    return Family(
+        title=title,
+        runs=runs,
+        tables=[_table(runs, source) for source in _sources(runs, eps)],
+        epochs=tuple(stage.get("epochs") for stage in stages),
+        pretraining_seconds=fmean(pretrain) if pretrain else None,
+        network_seconds=fmean(after) if after else None,
+        missing=[f"seed {run.seed}: {line}" for run in runs for line in (*run.alarms, *run.missing)],
+    )
+
+
+def _titles(groups: list[list[RunView]]) -> list[str]:
+    """A heading for each family: its objective, then what sets it apart from others of that objective."""
+    short = [_objective_title(members[0]) for members in groups]
+    named = [
+        text if short.count(text) == 1 else f"{text} ({members[0].name})"
+        for text, members in zip(short, groups, strict=True)
+    ]
+    return [
+        text if named.count(text) == 1 else f"{text}, seeds {', '.join(str(run.seed) for run in members)}"
+        for text, members in zip(named, groups, strict=True)
+    ]
+
+
+def _objective_title(run: RunView) -> str:
+    objective = run.config.get("objective") or {}
+    name = objective_label(str(objective.get("name", run.name)))
+    sizes = [f"{key} {objective[key]:g}" for key in ("eps", "sigma") if isinstance(objective.get(key), (int, float))]
+    return ", ".join([name[0].upper() + name[1:], *sizes])
+
+
+def _sources(runs: list[RunView], eps: float | None) -> list[Source]:
+    """Bounds at one eps if any network has a ledger there, then each sigma that any network was smoothed with."""
+    wanted = next((run.main_eps for run in runs if run.main_eps is not None), None) if eps is None else eps
+    held = wanted is not None and any(variant.ledger(wanted) for run in runs for variant in run.variants)
+    settings = (runs[0].config.get("certify") or {}).get("smoothing") or {}
+    radii = tuple(
+        Measure(f"r={radius:g}", f"r = {radius:g} %", radius) for radius in map(float, settings.get("radii") or RADII)
+    )
+    sigmas = sorted({ledger.sigma for run in runs for variant in run.variants for ledger in variant.smoothed})
+    return [Source("bounds", wanted, BY_BOUNDS)] * held + [Source("smoothing", sigma, radii) for sigma in sigmas]
+
+
+def _table(runs: list[RunView], source: Source) -> FamilyTable:
+    networks = [(variant, label) for variant, label in ordered(runs[0]).values() if variant.name != "pretrain"]
+    found = {
+        variant.name: {run.seed: _figures(run.variant(variant.name), source) for run in runs} for variant, _ in networks
+    }
+    ledgers = [ledger for run in runs for variant in run.variants if (ledger := _ledger(variant, source)) is not None]
+    gaps = [
+        GapRow(_difference(first, second), first, second, _paired(found[first.name], found[second.name], source))
+        for first, second in pairs_to_compare(runs[0])
+        if second.criterion in BASELINES
+    ]
+    return FamilyTable(
+        source=source,
+        images=" and ".join(dict.fromkeys(ledger.images for ledger in ledgers)),
+        note=_note(ledgers, source),
+        rows=[NetworkRow(label, variant, _means(found[variant.name], source)) for variant, label in networks],
+        gaps=sorted(gaps, key=lambda gap: (gap.first.sparsity or 0.0, gap.first.budget or "")),
+    )
+
+
+def _ledger(variant: Variant | None, source: Source) -> Any:
+    if variant is None:
+        return None
+    if source.kind == "bounds":
+        return variant.ledger(source.level)
+    return next((ledger for ledger in variant.smoothed if ledger.sigma == source.level), None)
+
+
+def _figures(variant: Variant | None, source: Source) -> dict[str, float] | None:
+    """The accuracies of one network of one run and, under ``n``, over how many images; None without a ledger."""
+    ledger = _ledger(variant, source)
+    if ledger is None:
+        return None
+    if source.kind == "bounds":
+        summary = ledger.summary
+        figures = {name: getattr(summary, name).value for name in ("clean", "attack", "certified")}
+        return figures | _by_ibp(ledger) | {"n": summary.n}
+    from certifiers.smoothing import certified_accuracy
+
+    figures = {m.key: certified_accuracy(ledger.verdicts, m.radius).value for m in source.measures}
+    return figures | {"n": len(ledger.verdicts)}
+
+
+def _by_ibp(ledger: LedgerView) -> dict[str, float]:
+    """The share that interval bounds alone certify; known only where they came first, and so saw every image."""
+    if ledger.method.split("+")[0] != "ibp":
+        return {}
+    proven = sum(v.status is Status.certified and v.method == "ibp" for v in ledger.verdicts)
+    return {"ibp": proven / len(ledger.verdicts)}
+
+
+def _means(found: dict[int | None, dict[str, float] | None], source: Source, bounded: bool = True) -> Cells:
+    held = {seed: figures for seed, figures in found.items() if figures is not None}
+    each = {
+        measure.key: tuple(figures[measure.key] for figures in held.values() if measure.key in figures)
+        for measure in source.measures
+    }
+    rates = {key: mean_rate(values, bounded) if values else None for key, values in each.items()}
+    return Cells(rates, each, tuple(held), min((int(figures["n"]) for figures in held.values()), default=None))
+
+
+def _paired(first: dict, second: dict, source: Source) -> Cells:
+    """Differences of the seeds that have both networks, on equally many images."""
+    gaps: dict[int | None, dict[str, float] | None] = {}
+    for seed in first:
+        one, other = first[seed], second[seed]
+        if one is not None and other is not None and one["n"] == other["n"]:
+            gaps[seed] = {key: one[key] - other[key] for key in one.keys() & other.keys() - {"n"}} | {"n": one["n"]}
+    return _means(gaps, source, bounded=False)
+
+
+def _difference(first: Variant, second: Variant) -> str:
+    return " \N{MINUS SIGN} ".join(CRITERIA.get(each.criterion, str(each.criterion)) for each in (first, second))
+
+
+def budget_label(variant: Variant) -> str:
+    return BUDGETS.get(variant.budget, variant.budget or "")
+
+
+def sparsity_label(variant: Variant) -> str:
+    return "" if variant.sparsity is None else percent(variant.sparsity, 2)
+
+
+def _note(ledgers: list[Any], source: Source) -> str:
+    """By which methods, against what; as the ledgers' headers say."""
+    if not ledgers:
+        return ""
+    header = ledgers[0].header
+    if source.kind == "bounds":
+        norm = NORMS.get(ledgers[0].norm, ledgers[0].norm)
+        steps = f"PGD of {header['attack_steps']} steps" if "attack_steps" in header else "the ledgers' attack"
+        return f"{norm} eps {source.level:g}; attacked by {steps}, certified by {ledgers[0].method}"
+    counts = ", ".join(f"{key} {header[key]:,}" for key in ("n0", "n") if key in header)
+    return f"ℓ2 radii by randomized smoothing with sigma {source.level:g} ({counts}, alpha {header.get('alpha', '?')})"

@@ -1,0 +1,208 @@
+"""Several recipes side by side: every figure below is counted by hand from a dozen images and three seeds."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from certifiers.errors import InputError
+from certprune.cli import app
+from certprune.reports import families_csv, families_of, families_page, read_run
+from certprune.reports.look import order
+from tests.run_folder import config_of, sparsity_record, verdict, write_ledger
+
+T2 = 4.302652729911275  # the 97.5 % quantile of Student's t with 2 degrees of freedom
+PRUNED = [
+    {"criterion": criterion, "sparsity": sparsity, "budget": budget, "name": f"{criterion}-{budget}-{sparsity:g}"}
+    for criterion in ("score", "magnitude")
+    for budget in ("erk", "uniform")
+    for sparsity in (0.9, 0.99)
+]
+VARIANTS = [{"dense": True, "name": "dense"}, *PRUNED]
+
+
+def write(folder, counts, *, seed=0, name="crown", objective=("crown_ibp", 0.1), count=20, certify=None):
+    """A run whose networks have ``counts[variant]`` = (right, not broken, certified, by IBP) of ``count`` images."""
+    folder.mkdir(parents=True)
+    config = config_of(name, seed, eps=(objective[1],))
+    config["objective"] = {"name": objective[0], "eps": objective[1]}
+    config["variants"], config["certify"] = VARIANTS, {**config["certify"], **(certify or {})}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "provenance.json").write_text(json.dumps({"stages": {"pretrain": {"seconds": 36.0}}}))
+    for stage, seconds in {"pretrain": 36.0, **{f"{name}/finetune": 10.0 for name in counts}}.items():
+        (folder / stage).mkdir(parents=True)
+        record = {"epochs": 1, "selected_epoch": 1, "seconds": seconds, "sparsity": sparsity_record(0.0)}
+        (folder / stage / "stage.json").write_text(json.dumps(record))
+    for variant, (clean, attack, certified, ibp) in counts.items():
+        rows = []
+        for index in range(count):
+            if index < certified:
+                rows.append(verdict(index, "certified", objective[1], "ibp" if index < ibp else "crown"))
+            else:
+                word = "unknown" if index < attack else "falsified" if index < clean else "misclassified"
+                rows.append(verdict(index, word, objective[1], "crown"))
+        write_ledger(folder, variant, objective[1], rows, seed=seed)
+    return folder
+
+
+def table_of(page, heading):
+    """The cells of the first table below a heading, by the row's first cell (or first few)."""
+    part = page[page.index(f"## {heading}") :]
+    lines = re.search(r"(?:^\|.*\n)+", part, re.MULTILINE)[0].splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [dict(zip(cells[0], row, strict=True)) for row in cells[2:]]
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """CROWN-IBP with three seeds, of which the last has no magnitude at 99 % uniform, and IBP with one seed."""
+    folders = []
+    for seed, (dense, score, magnitude) in enumerate([(16, 10, 8), (14, 12, 8), (12, 8, 2)]):
+        counts = {
+            "dense": (18, 17, dense, dense - 2),
+            "score-uniform-0.99": (14, 13, score, 4),
+            "score-erk-0.99": (15, 14, 13, 13),
+        }
+        if seed < 2:
+            counts["magnitude-uniform-0.99"] = (12, 11, magnitude, 0)
+        folders.append(write(tmp_path / f"crown-{seed}", counts, seed=seed))
+    folders.append(write(tmp_path / "ibp-0", {"dense": (16, 15, 14, 14)}, name="ibp", objective=("ibp", 0.1)))
+    return folders
+
+
+def test_means_and_intervals_over_seeds(runs):
+    crown, ibp = families_of([read_run(run) for run in runs])
+    assert (crown.title, ibp.title) == ("CROWN-IBP, eps 0.1", "IBP, eps 0.1")
+    (table,) = crown.tables
+    dense = table.dense.cells
+    assert dense.each["certified"] == (0.8, 0.7, 0.6) and dense.seeds == (0, 1, 2) and dense.n == 20
+    # mean 0.7, standard deviation 0.1 over three seeds
+    half = T2 * 0.1 / 3**0.5
+    certified = dense.rates["certified"]
+    assert (certified.value, certified.lower, certified.upper) == pytest.approx((0.7, 0.7 - half, 0.7 + half))
+    assert dense.each["ibp"] == (0.7, 0.6, 0.5)  # certified by interval bounds alone: two images fewer of 20
+    assert dense.rates["clean"].value == pytest.approx(0.9) and dense.rates["attack"].value == pytest.approx(0.85)
+    alone = ibp.tables[0].dense.cells.rates["certified"]
+    assert (alone.value, alone.lower, alone.upper) == (0.7, None, None)
+
+
+def test_differences_are_paired_by_seed_and_only_where_both_are(runs):
+    crown, ibp = families_of([read_run(run) for run in runs])
+    gap = crown.tables[0].gap(0.99, "uniform").cells
+    assert gap.seeds == (0, 1) and gap.each["certified"] == pytest.approx((0.1, 0.2))
+    # mean 0.15, standard deviation 0.0707 over two seeds: half-width t(1) * 0.05
+    assert gap.rates["certified"].value == pytest.approx(0.15)
+    assert gap.rates["certified"].upper == pytest.approx(0.15 + 12.706204736 * 0.05)
+    missing = ibp.tables[0].gap(0.99, "uniform").cells
+    assert missing.seeds == () and missing.rates["certified"] is None
+    assert crown.tables[0].gap(0.5, "uniform") is None
+
+
+def test_page_shows_every_figure_and_a_dash_for_what_is_missing(runs):
+    page = families_page(families_of([read_run(run) for run in runs]), "Title", "the command")
+    assert page.startswith("# Title\n\nMade by `the command`.")
+    first, second = table_of(page, "Dense networks")
+    assert (first["Objective"], first["eps"], first["Seeds"]) == ("CROWN-IBP", "0.1", "3")
+    assert first["Certified %"] == "70.0 [45.2, 94.8]" and first["IBP certified %"] == "60.0 [35.2, 84.8]"
+    assert first["Images"] == "20 mnist-5k test" and first["Epochs"] == "12 + 4 + 6"
+    assert first["Pretraining"] == "36 s"
+    assert first["All training"] == "1 min 13 s"  # (76 + 76 + 66) / 3
+    assert (second["Objective"], second["Certified %"]) == ("IBP", "70.0")
+    gaps = table_of(page, "Learned scores minus least magnitude at 99 %, uniform budget")
+    assert gaps[0]["Certified"].startswith("+15.0 [") and gaps[0]["Clean"] == "+10.0 [+10.0, +10.0]"
+    assert (gaps[1]["Certified"], gaps[1]["Seeds"]) == ("–", "0")
+    rows = {row["Network"]: row for row in table_of(page, "CROWN-IBP, eps 0.1")}
+    assert rows["learned scores, ERK, 99 %"]["Certified %"] == "65.0 [65.0, 65.0]"
+    assert rows["least magnitude, uniform, 99 %"]["Seeds"] == "2"
+    assert rows["learned scores, ERK, 90 %"] == {
+        **dict.fromkeys(rows["dense"], "–"),
+        "Network": "learned scores, ERK, 90 %",
+        "Seeds": "0",
+    }
+    assert "seed 2: magnitude-uniform-0.99: training has not begun." in page
+    assert "nan" not in page
+
+
+def test_csv_has_each_figure_at_full_precision(runs):
+    rows = list(csv.DictReader(io.StringIO(families_csv(families_of([read_run(run) for run in runs])))))
+    assert len(rows) == 2 * (9 + 4) * 4  # families, networks and pairs, measures
+    (row,) = [
+        r
+        for r in rows
+        if (r["recipe"], r["network"], r["measure"], r["figure"]) == ("crown", "dense", "certified", "accuracy")
+    ]
+    assert float(row["mean"]) == pytest.approx(0.7) and row["each"] == "0.8 0.7 0.6" and row["images"] == "20"
+    (gap,) = [r for r in rows if (r["recipe"], r["figure"], r["budget"]) == ("ibp", "difference", "uniform")
+              and (r["sparsity"], r["measure"]) == ("0.99", "attack")]  # fmt: skip
+    assert (gap["mean"], gap["seeds"], gap["network"]) == ("", "0", "score-uniform-0.99 - magnitude-uniform-0.99")
+
+
+def test_ibp_is_unknown_unless_it_was_asked_first(tmp_path):
+    folder = write(tmp_path / "r", {}, certify={"methods": ["crown"]})
+    rows = [verdict(index, "certified", 0.1, "crown") for index in range(4)]
+    path = write_ledger(folder, "dense", 0.1, rows)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([json.dumps(json.loads(lines[0]) | {"method": "crown"}) + "\n", *lines[1:]]))
+    (family,) = families_of([read_run(folder)])
+    rates = family.tables[0].dense.cells.rates
+    assert rates["ibp"] is None and rates["certified"].value == 1.0
+
+
+def test_ledgers_of_unequal_length_are_not_paired(tmp_path):
+    folder = write(tmp_path / "r", {"score-erk-0.9": (9, 9, 9, 9)})
+    write_ledger(folder, "magnitude-erk-0.9", 0.1, [verdict(0, "certified", 0.1, "ibp")])
+    (family,) = families_of([read_run(folder)])
+    assert family.tables[0].gap(0.9, "erk").cells.seeds == ()
+    assert any("only 1 of 20 images" in line for line in family.missing)
+
+
+def test_recipes_of_one_objective_are_told_apart(tmp_path):
+    counts = {"dense": (9, 9, 9, 9)}
+    folders = [write(tmp_path / "a", counts, name="a"), write(tmp_path / "b", counts, name="b", certify={"count": 7})]
+    found = families_of([read_run(folder) for folder in folders])
+    assert [family.title for family in found] == ["CROWN-IBP, eps 0.1 (a)", "CROWN-IBP, eps 0.1 (b)"]
+    names = [row["Objective"] for row in table_of(families_page(found, "T", "c"), "Dense networks")]
+    assert names == ["CROWN-IBP (a)", "CROWN-IBP (b)"]
+
+
+def test_a_null_setting_is_the_same_recipe_as_none(tmp_path):
+    counts = {"dense": (9, 9, 9, 9)}
+    folders = [write(tmp_path / "a", counts), write(tmp_path / "b", counts, seed=1, certify={"smoothing": None})]
+    assert [len(family.runs) for family in families_of([read_run(folder) for folder in folders])] == [2]
+
+
+def test_a_seed_given_twice_is_refused(tmp_path):
+    folders = [write(tmp_path / name, {"dense": (9, 9, 9, 9)}) for name in "ab"]
+    with pytest.raises(InputError, match="same seed 0"):
+        families_of([read_run(folder) for folder in folders])
+    with pytest.raises(InputError, match="No run was given"):
+        families_of([])
+
+
+def test_nothing_certified_yet(tmp_path):
+    page = families_page(families_of([read_run(write(tmp_path / "r", {}))]), "T", "c")
+    assert "Nothing is certified yet." in page and "dense: training has not begun." in page
+
+
+def test_command_writes_markdown_and_csv(runs, tmp_path):
+    out = tmp_path / "objectives.md"
+    result = CliRunner().invoke(app, ["compare", *map(str, runs), "--title", "T", "-o", str(out)])
+    assert result.exit_code == 0, result.output
+    assert out.read_text().startswith("# T\n") and out.with_suffix(".csv").read_text().startswith("family,")
+    assert "CROWN-IBP, eps 0.1: seeds 0, 1, 2" in result.output
+    bad = CliRunner().invoke(app, ["compare", str(runs[0]), "--budget", "erg", "-o", str(out)])
+    assert bad.exit_code == 2 and "erk" in bad.output
+
+
+def test_rows_are_in_the_order_of_every_report(runs):
+    (table,) = families_of([read_run(runs[0])])[0].tables
+    from certprune.reports.rows import network
+
+    keys = [order(network(row.variant)) for row in table.rows]
+    assert keys == sorted(keys) and table.rows[0].label == "dense"
