@@ -155,10 +155,37 @@ class VariantSettings(Settings):
         return self
 
 
+class SmoothingSettings(Settings):
+    """Certification by randomized smoothing (Cohen et al. 2019, arXiv 1902.02918): one pass gives every radius.
+
+    ``sigma``: of the noise, in pixels (null: the objective's). ``n0`` noisy samples select an image's class, ``n``
+    estimate its probability; ``alpha``: how often a certificate may be wrong. ``count``: only the first so many
+    images of the split. ``radii``: the l2 radii, in pixels, that tables show. ``batch_size``: noisy samples in a
+    forward pass (null: what suits the device); it does not change the noise.
+    """
+
+    sigma: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    n0: Positive = 100
+    n: Positive = 10_000
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.001
+    count: Positive | None = 500
+    radii: Annotated[tuple[Rate, ...], Field(strict=False, min_length=1)] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    batch_size: Positive | None = None
+
+    @field_validator("radii")
+    @classmethod
+    def _once(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("the same radius stands there twice; give each once")
+        return tuple(sorted(value))
+
+
 class CertifySettings(Settings):
     """Which inputs are certified, at which eps (null: the objective's), by which methods, cheapest first.
 
     ``count``: only the first so many images of the split. Every image is attacked before it is proven.
+    ``smoothing``: certify by randomized smoothing too. A recipe whose objective trains under noise (it has a sigma
+    and no eps) does so by itself, unless it says ``smoothing: null``.
     """
 
     methods: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = ("ibp", "crown-ibp", "crown")
@@ -168,6 +195,7 @@ class CertifySettings(Settings):
     attack_steps: Whole = 40
     attack_restarts: Positive = 1
     batch_size: Positive = 200
+    smoothing: SmoothingSettings | None = None
 
     @field_validator("methods")
     @classmethod
@@ -203,7 +231,7 @@ class Recipe(Settings):
     prune: PruneSettings = PruneSettings()
     finetune: StageSettings = StageSettings()
     variants: Annotated[tuple[VariantSettings, ...], Field(strict=False)] = ()
-    certify: CertifySettings = CertifySettings()
+    certify: Annotated[CertifySettings, Field(validate_default=True)] = CertifySettings()
 
     @field_validator("objective")
     @classmethod
@@ -237,6 +265,22 @@ class Recipe(Settings):
         if mistakes:
             raise ValueError(" ".join(mistakes))
         return tuple(checked)
+
+    @field_validator("certify")
+    @classmethod
+    def _smoothing_resolved(cls, value: CertifySettings, info) -> CertifySettings:
+        if "objective" not in info.data:  # it has a mistake of its own
+            return value
+        smoothing, objective = value.smoothing, info.data["objective"]
+        if smoothing is None and "smoothing" not in value.model_fields_set and trained_under_noise(objective):
+            smoothing = SmoothingSettings()
+        if smoothing is not None and smoothing.sigma is None:
+            if "sigma" not in objective:
+                raise ValueError(
+                    f"smoothing.sigma must be given, since the objective {objective['name']} has no sigma of its own"
+                )
+            smoothing = smoothing.model_copy(update={"sigma": float(objective["sigma"])})
+        return value.model_copy(update={"smoothing": smoothing})
 
     @field_validator("variants")
     @classmethod
@@ -277,6 +321,11 @@ class Recipe(Settings):
 
     def variant(self, name: str) -> VariantSettings | None:
         return next((variant for variant in self.variants if variant.name == name), None)
+
+
+def trained_under_noise(objective: dict[str, Any]) -> bool:
+    """Whether an objective is for randomized smoothing: it has a sigma, and no eps to prove anything at."""
+    return "sigma" in objective and "eps" not in objective
 
 
 def _checked_over(below: list[dict[str, Any]], over: dict[str, Any]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def _hint(key: str) -> str:
     leaf = key.rsplit(".", 1)[-1]
     if leaf == "sparsity":
         return " Sparsity is the fraction of weights removed, e.g. 0.95."
-    if leaf in ("methods", "eps", "milestones", "layers", "exclude"):
+    if leaf in ("methods", "eps", "radii", "milestones", "layers", "exclude"):
         return f" Write a list: {leaf}: [.., ..]."
     return ""
 

@@ -15,7 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 from certifiers.errors import InputError
-from certprune.config import Recipe, merged_keys
+from certprune.config import Recipe, merged_keys, trained_under_noise
 from certprune.mistakes import kind_of, one_line, sentences, show
 
 
@@ -80,6 +80,8 @@ def dump_recipe(recipe: Recipe) -> str:
             del variant["dense"]
         if variant["objective"] is None:
             del variant["objective"]
+    if recipe.certify.smoothing is None and not trained_under_noise(recipe.objective):
+        del content["certify"]["smoothing"]  # the default there; where it is not, null says that it is off
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110)
 
 
