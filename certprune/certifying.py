@@ -44,7 +44,7 @@ def certify_network(
     settings = run.recipe.certify
     methods = tuple(methods or settings.methods)
     split = getattr(data, settings.split)
-    numbers = _checked_indices(indices, settings.count, len(split.y), f"{data.name} {settings.split}")
+    numbers = checked_indices(indices, settings.count, len(split.y), f"{data.name} {settings.split}")
     stage = "pretrain" if variant == "pretrain" else "finetune"
     record = run.stage_record(stage, variant)
     model = run.load_model(variant, stage).to(device)
@@ -105,7 +105,8 @@ def _header(
     }
 
 
-def _checked_indices(indices: range | None, count: int | None, available: int, where: str) -> range:
+def checked_indices(indices: range | None, count: int | None, available: int, where: str) -> range:
+    """The images to certify: ``indices``, else the first ``count``; InputError if they are not all there."""
     if indices is None:
         return range(min(count or available, available))
     if not 0 <= indices.start < indices.stop <= available:

@@ -10,6 +10,7 @@ import typer
 
 from certifiers.errors import InputError
 from certprune.cli.app import app, console
+from certprune.cli.options import chosen_images, chosen_variants
 
 
 @app.command()
@@ -39,15 +40,11 @@ def certify(
 
     work = open_run(folder)
     recipe = work.recipe
-    names = variant or [known.name for known in recipe.variants]
-    for name in names:
-        if name != "pretrain" and recipe.variant(name) is None:
-            known = ", ".join(["pretrain", *(v.name for v in recipe.variants)])
-            raise InputError(f"The run {folder} has no variant {name!r}. It has: {known}.")
+    names = chosen_variants(recipe, variant, folder)
     radii = [_radius(text) for text in eps] if eps else list(recipe.eps_grid)
     if not radii:
         raise InputError("Neither the recipe nor the command says at which eps to certify. Give --eps, e.g. --eps 0.1.")
-    numbers = _indices(index, count)
+    numbers = chosen_images(index, count)
     _check_methods(method)
     device = use_machine(recipe)
     data = load_data(recipe.data.name, seed=recipe.seed, validation=recipe.data.validation, **recipe.data.options)
@@ -167,21 +164,6 @@ def _radius(text: str) -> float:
     if not 0 <= value < float("inf"):
         raise InputError(f"--eps must be a number of at least 0, like 0.1 or 2/255, but {text!r} came.")
     return value
-
-
-def _indices(index: str | None, count: int | None) -> range | None:
-    if index is not None and count is not None:
-        raise InputError("--index and --count both say which images to certify. Give one of them.")
-    if count is not None:
-        if count < 1:
-            raise InputError(f"--count must be at least 1, but {count} came.")
-        return range(count)
-    if index is None:
-        return None
-    match = re.fullmatch(r"(\d+):(\d+)", index)
-    if match is None or int(match[1]) >= int(match[2]):
-        raise InputError(f"--index must be A:B with A below B, e.g. 0:100, but {index!r} came.")
-    return range(int(match[1]), int(match[2]))
 
 
 def _check_methods(methods: list[str] | None) -> None:

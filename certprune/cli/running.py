@@ -64,6 +64,7 @@ def execute(path: Path, settings: list[str], stages: tuple[str, ...]) -> None:
     from certprune.progress import make_progress
     from certprune.provenance import command_line
     from certprune.runs import check_startable, locked, open_run, start_run
+    from certprune.smoothing import smooth_run
     from certprune.stages import check_network, run_stages, use_machine
 
     if stages in (("certify",), ("report",)):
@@ -80,6 +81,7 @@ def execute(path: Path, settings: list[str], stages: tuple[str, ...]) -> None:
             run_stages(work, data, device, stages, progress)
             if "certify" in stages:
                 certify_run(work, data, device, progress)
+                smooth_run(work, data, device, progress)
         finally:
             progress.close()
         if "report" in stages:
