@@ -57,7 +57,7 @@ bench: venv ## bounds against plain training and auto_LiRPA, as ratios in one pr
 # About two hours; interrupted, the same command goes on. One thread each, so that seeds may run side by side.
 results/hydra.md: venv ## learned scores against least magnitude on Fashion-MNIST, three seeds
 	for seed in $(SEEDS); do \
-	  $(RUN) run.py run configs/fashion_mnist_hydra.yaml seed=$$seed output=runs/fashion_mnist_hydra-$$seed threads=1 \
+	  $(RUN) run.py run configs/fashion_mnist/hydra.yaml seed=$$seed output=runs/fashion_mnist_hydra-$$seed threads=1 \
 	  || exit 1; \
 	done
 	$(RUN) run.py table $(HYDRA) --title "Learned scores against least magnitude, Fashion-MNIST at eps 0.1" -o $@
