@@ -44,6 +44,7 @@ METHODS: dict[str, Certifier] = {
     "ibp": _bounds("ibp"),
     "crown-ibp": _bounds("crown-ibp"),
     "crown": _bounds("crown"),
+    "symbolic": _bounds("symbolic"),
     "lirpa-crown": _lirpa("crown"),
     "alpha-crown": _lirpa("alpha-crown"),
 }

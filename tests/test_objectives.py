@@ -24,6 +24,7 @@ ROBUST = {"ibp": {"name": "ibp", "eps": 0.05}, "crown_ibp": {"name": "crown_ibp"
 ALL = {
     "benign": {"name": "benign"},
     **ROBUST,
+    "mixtrain": {"name": "mixtrain", "eps": 0.05, "probability": 1.0},
     "sabr": {"name": "sabr", "eps": 0.05},
     "mtl_ibp": {"name": "mtl_ibp", "eps": 0.05},
     "cc_ibp": {"name": "cc_ibp", "eps": 0.05},

@@ -15,6 +15,7 @@ from .margins import (
     linear_margins,
     margin_lower_bounds,
     needs_clean_batch,
+    symbolic_margins,
     worst_case_cross_entropy,
 )
 from .region import Region
@@ -33,6 +34,7 @@ __all__ = [
     "margin_lower_bounds",
     "needs_clean_batch",
     "propagate",
+    "symbolic_margins",
     "trace",
     "worst_case_cross_entropy",
 ]

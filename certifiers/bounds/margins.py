@@ -14,8 +14,9 @@ from .graph import Network, trace
 from .interval import Intervals, propagate
 from .linear import crown_intervals, elided_bounds, lower_bounds
 from .region import Region
+from .symbolic import Symbolic
 
-METHODS = ("ibp", "crown-ibp", "crown")
+METHODS = ("ibp", "crown-ibp", "crown", "symbolic")
 
 
 def margin_lower_bounds(
@@ -32,8 +33,8 @@ def margin_lower_bounds(
         y: labels ``(batch,)``, int64.
         threat: LinfBall or L2Ball.
         method: "ibp" (interval arithmetic), "crown-ibp" (one backward pass on interval boxes), "crown" (backward
-            bounds for unstable units of every layer too).
-        memory_mb: "crown" works through units in chunks of about this many megabytes.
+            bounds for unstable units of every layer too), "symbolic" (symbolic intervals: one slope per unit).
+        memory_mb: "crown" and "symbolic" work through units in chunks of about this many megabytes.
 
     Returns:
         ``(batch, classes)``; 0 in column y.
@@ -48,6 +49,8 @@ def margin_lower_bounds(
     intervals = propagate(network, Region.of(x, threat))
     if method == "ibp":
         return interval_margins(network, intervals, y)
+    if method == "symbolic":
+        return symbolic_margins(network, intervals, y, memory_mb)
     if method == "crown":
         intervals = crown_intervals(network, intervals, memory_mb)
     return linear_margins(network, intervals, y)
@@ -63,6 +66,12 @@ def linear_margins(network: Network, intervals: Intervals, y: Tensor) -> Tensor:
     """Margins by one backward pass over the given boxes, ``(batch, classes)``."""
     rows, others = margin_rows(network, y, intervals.region.box.centre)
     return _spread(lower_bounds(network, len(network.nodes) - 1, rows, intervals), others, y)
+
+
+def symbolic_margins(network: Network, intervals: Intervals, y: Tensor, memory_mb: float = 512) -> Tensor:
+    """Margins by symbolic intervals, ``(batch, classes)``; of ``intervals`` only what is exact is used."""
+    rows, others = margin_rows(network, y, intervals.region.box.centre)
+    return _spread(Symbolic(network, intervals, memory_mb).lower_bounds(rows), others, y)
 
 
 def margin_rows(network: Network, y: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

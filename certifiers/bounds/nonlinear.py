@@ -115,14 +115,14 @@ class MaxPool2d:
             lower, self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode, return_indices=True
         )
         ceiling = self.forward(upper)
-        decided = self._beats_others(lower, upper, winner).unsqueeze(1)
+        decided = self.beats_others(lower, upper, winner).unsqueeze(1)
         constant = total(torch.where(decided, 0.0, rows.clamp(max=0) * ceiling.unsqueeze(1)))
         kept = torch.where(decided | (rows >= 0), rows, 0.0)
         flat = kept.new_zeros(*kept.shape[:3], lower.shape[-2] * lower.shape[-1])
         index = winner.unsqueeze(1).expand_as(kept).flatten(3)
         return (flat.scatter_add(3, index, kept.flatten(3)).reshape(*kept.shape[:3], *lower.shape[-2:]),), constant
 
-    def _beats_others(self, lower: Tensor, upper: Tensor, winner: Tensor) -> Tensor:
+    def beats_others(self, lower: Tensor, upper: Tensor, winner: Tensor) -> Tensor:
         """Where the winner's lower bound is at least every other upper bound of its window."""
         height, width = lower.shape[-2:]
         position = torch.arange(height * width, device=lower.device, dtype=torch.float64)

@@ -5,6 +5,8 @@ An operation holds concrete tensors (the effective weights of one step) and no s
 
 ``forward(*values)``
     the layer itself;
+``linear(*values)``
+    affine layers only: the same without its constants, so of directions and not of points;
 ``interval(*boxes)``
     a sound box of the outputs for inputs anywhere in the boxes (interval arithmetic, centre and radius);
 ``backward(rows, box)``
@@ -67,6 +69,9 @@ class Linear:
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
 
+    def linear(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight)
+
     def interval(self, box: Interval) -> Interval:
         return Interval(self.forward(box.centre), F.linear(box.radius, self.weight.abs()))
 
@@ -94,6 +99,9 @@ class Conv2d:
 
     def forward(self, x: Tensor) -> Tensor:
         return self._convolve(x, self.weight, self.bias)
+
+    def linear(self, x: Tensor) -> Tensor:
+        return self._convolve(x, self.weight)
 
     def interval(self, box: Interval) -> Interval:
         return Interval(self.forward(box.centre), self._convolve(box.radius, self.weight.abs()))
@@ -135,6 +143,9 @@ class Scale:
     def forward(self, x: Tensor) -> Tensor:
         return x * self.scale + self.shift
 
+    def linear(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
     def interval(self, box: Interval) -> Interval:
         return Interval(self.forward(box.centre), box.radius * abs(self.scale))
 
@@ -153,6 +164,8 @@ class AveragePool2d:
     def forward(self, x: Tensor) -> Tensor:
         return self.rows @ x @ self.columns.T
 
+    linear = forward
+
     def interval(self, box: Interval) -> Interval:
         return Interval(self.forward(box.centre), self.forward(box.radius))
 
@@ -167,6 +180,8 @@ class Reshape:
 
     def forward(self, x: Tensor) -> Tensor:
         return x.reshape(x.shape[0], *self.after)
+
+    linear = forward
 
     def interval(self, box: Interval) -> Interval:
         return Interval(self.forward(box.centre), self.forward(box.radius))
@@ -183,6 +198,8 @@ class Add:
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return a + self.sign * b
+
+    linear = forward
 
     def interval(self, a: Interval, b: Interval) -> Interval:
         return Interval(a.centre + self.sign * b.centre, a.radius + b.radius)

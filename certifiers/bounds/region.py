@@ -31,6 +31,11 @@ class Region(NamedTuple):
         box = Interval(self.box.centre[samples], self.box.radius[samples])
         return Region(box, None if self.x is None else self.x[samples], self.eps)
 
+    def of_pixels(self, pixels: Tensor) -> Region:
+        """The region seen from these pixels alone (flat places); sound for rows that are zero elsewhere."""
+        centre, radius = (part.flatten(1)[:, pixels] for part in (self.box.centre, self.box.radius))
+        return Region(Interval(centre, radius), None if self.x is None else self.x.flatten(1)[:, pixels], self.eps)
+
     def minimum(self, rows: Tensor) -> Tensor:
         """The least value of every linear row, ``(samples, rows, *shape)`` to ``(samples, rows)``.
 
@@ -43,3 +48,21 @@ class Region(NamedTuple):
         # The square root's gradient is infinite at 0; a row of zeros has minimum 0 whatever the tiny shift.
         length = (total(rows.square()) + torch.finfo(rows.dtype).tiny).sqrt()
         return torch.maximum(least, total(rows * self.x.unsqueeze(1)) - self.eps * length)
+
+    def deviation(self, rows: Tensor) -> Interval:
+        """Bounds of ``rows . (input - box.centre)``: rows ``(samples or 1, rows, *shape)`` to ``(samples, rows)``."""
+        reach = dot(rows.abs(), self.box.radius)
+        if self.x is None:
+            return Interval(torch.zeros_like(reach), reach)
+        shift = dot(rows, self.x - self.box.centre)
+        length = self.eps * (total(rows.square()) + torch.finfo(rows.dtype).tiny).sqrt()
+        lower = torch.maximum(-reach, shift - length)
+        return Interval.between(lower, torch.minimum(reach, shift + length).maximum(lower))
+
+
+def dot(rows: Tensor, values: Tensor) -> Tensor:
+    """``rows . values`` of every sample: rows ``(samples or 1, rows, *shape)``, values ``(samples, *shape)``."""
+    rows, values = rows.flatten(2), values.flatten(1)
+    if rows.shape[0] == 1:
+        return values @ rows[0].T
+    return (rows @ values.unsqueeze(2)).squeeze(2)

@@ -14,6 +14,7 @@ from .benign import Benign
 from .certified import IBP, CrownIBP
 from .expressive import CCIBP, MTLIBP
 from .free import Free
+from .mixtrain import MixTrain
 from .sabr import SABR
 from .smoothadv import SmoothAdv
 from .smoothing import Consistency, Gaussian, Stability
@@ -23,6 +24,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "benign": Benign,
     "ibp": IBP,
     "crown_ibp": CrownIBP,
+    "mixtrain": MixTrain,
     "sabr": SABR,
     "mtl_ibp": MTLIBP,
     "cc_ibp": CCIBP,
