@@ -1,7 +1,7 @@
 """Tables, curves and the HTML report. They read run folders and ledgers, and never run a model."""
 
 from certprune.reports.compare import differences
-from certprune.reports.curves import read_curves
+from certprune.reports.curve_files import read_curves
 from certprune.reports.families import families_of
 from certprune.reports.families_page import families_csv, families_page
 from certprune.reports.files import write_report

@@ -20,8 +20,7 @@ from certprune.reports.look import BUDGETS, CRITERIA, NORMS, objective_label, pe
 from certprune.reports.read import LedgerView, RunView, Variant
 from certprune.reports.rows import Rate, ordered
 from certprune.reports.seeds import check_same_recipe, mean_rate, recipe_of
-
-RADII = (0.0, 0.25, 0.5, 0.75, 1.0)  # where smoothed networks are compared, unless their recipe says otherwise
+from certprune.reports.smoothed import accuracy_at, ledger_at, shown_radii
 
 
 @dataclass(frozen=True)
@@ -194,10 +193,7 @@ def _sources(runs: list[RunView], eps: float | None) -> list[Source]:
     """Bounds at one eps if any network has a ledger there, then each sigma that any network was smoothed with."""
     wanted = next((run.main_eps for run in runs if run.main_eps is not None), None) if eps is None else eps
     held = wanted is not None and any(variant.ledger(wanted) for run in runs for variant in run.variants)
-    settings = (runs[0].config.get("certify") or {}).get("smoothing") or {}
-    radii = tuple(
-        Measure(f"r={radius:g}", f"r = {radius:g} %", radius) for radius in map(float, settings.get("radii") or RADII)
-    )
+    radii = tuple(Measure(f"r={radius:g}", f"r = {radius:g} %", radius) for radius in shown_radii(runs[0].config))
     sigmas = sorted({ledger.sigma for run in runs for variant in run.variants for ledger in variant.smoothed})
     return [Source("bounds", wanted, BY_BOUNDS)] * held + [Source("smoothing", sigma, radii) for sigma in sigmas]
 
@@ -227,7 +223,7 @@ def _ledger(variant: Variant | None, source: Source) -> Any:
         return None
     if source.kind == "bounds":
         return variant.ledger(source.level)
-    return next((ledger for ledger in variant.smoothed if ledger.sigma == source.level), None)
+    return ledger_at(variant.smoothed, source.level)
 
 
 def _figures(variant: Variant | None, source: Source) -> dict[str, float] | None:
@@ -239,9 +235,7 @@ def _figures(variant: Variant | None, source: Source) -> dict[str, float] | None
         summary = ledger.summary
         figures = {name: getattr(summary, name).value for name in ("clean", "attack", "certified")}
         return figures | _by_ibp(ledger) | {"n": summary.n}
-    from certifiers.smoothing import certified_accuracy
-
-    figures = {m.key: certified_accuracy(ledger.verdicts, m.radius).value for m in source.measures}
+    figures = {m.key: accuracy_at(ledger, m.radius).value for m in source.measures}
     return figures | {"n": len(ledger.verdicts)}
 
 

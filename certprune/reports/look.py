@@ -116,7 +116,7 @@ def order(network: Network) -> tuple:
 
 
 def styles(networks: Iterable[Network]) -> list[Style]:
-    """One style each; a style that is taken already moves on to the next free colour."""
+    """One style each; a style that is taken already moves on to the next free colour that says no sparsity."""
     networks = list(networks)
     pruned = sorted({network.sparsity for network in networks if network.sparsity})
     found: list[Style] = []
@@ -125,7 +125,7 @@ def styles(networks: Iterable[Network]) -> list[Style]:
         dash = (2, 3) if network.name == "pretrain" else DASHES.get(network.criterion, ())
         marker = MARKERS.get(network.budget, "D" if network.sparsity else "o")
         while Style(slot % len(LIGHT), dash, marker) in found and slot < 2 * len(LIGHT):
-            slot += 1
+            slot = max(slot + 1, 1 + len(pruned))
         found.append(Style(slot % len(LIGHT), dash, marker))
     return found
 

@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from certifiers.errors import InputError
-from certprune.reports.curves import Curve, curves_csv, read_curves
-from certprune.reports.look import LIGHT, NORMS, Style, spread, styles
+from certprune.reports.curve_files import read_curves
+from certprune.reports.curves import Curve, curves_csv, distance_label
+from certprune.reports.look import LIGHT, Style, spread, styles
 from certprune.storage import write_bytes, write_text
 
 INK, QUIET = "#20242c", "#6b7280"
@@ -29,14 +30,14 @@ def curve_figure(curves: Sequence[Curve], size: tuple[float, float] = (7.2, 4.2)
     values = [
         rate for curve in curves for point in curve.points for rate in (point.certified.lower, point.certified.upper)
     ]
-    low, high = min(values), max(values)
+    stepped = any(curve.stepped for curve in curves)
+    low, high = 0.0 if stepped else min(values), max(values)
     room = 0.06 * (high - low) or 0.05
     axes.set_ylim(max(low - room, -0.005), min(high + room, 1.005))
     axes.set_xlim(left=0)
     axes.margins(x=0.02)
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None, symbol=" %"))
-    norm = curves[0].norm
-    axes.set_xlabel(f"eps ({NORMS.get(norm, norm)}, pixels in [0, 1])", color=INK)
+    axes.set_xlabel(distance_label(curves), color=INK)
     axes.set_title("Certified accuracy", loc="left", fontsize=11, color=INK)
     axes.grid(axis="y", color="#e3e5ea", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -45,7 +46,7 @@ def curve_figure(curves: Sequence[Curve], size: tuple[float, float] = (7.2, 4.2)
     axes.spines["bottom"].set_color(QUIET)
     axes.tick_params(colors=INK, length=0, labelsize=9)
     axes.tick_params(axis="x", length=3, color=QUIET)
-    if any(curve.stepped for curve in curves):  # they end at zero, where labels would crowd
+    if stepped:  # they end at zero, where labels would crowd
         axes.legend(loc="upper right", frameon=False, fontsize=9, labelcolor=INK)
         return figure
     grid = sorted({point.eps for curve in curves for point in curve.points})

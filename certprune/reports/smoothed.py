@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from certifiers.errors import InputError, SoundnessError
+from certifiers.verdict import Accuracy
 
 PREFIX = "smoothing-"
+RADII = (0.0, 0.25, 0.5, 0.75, 1.0)  # where tables show certified accuracy, unless the recipe says otherwise
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,16 @@ class SmoothedView:
         return float(self.header["sigma"])
 
     @property
+    def usual(self) -> bool:
+        """Whether n0, n and alpha are the recipe's: others are told by a suffix of the file's name."""
+        return self.path.stem == f"{PREFIX}{self.sigma:g}"
+
+    @property
+    def settings(self) -> tuple:
+        """What sets ledgers of one network apart."""
+        return (self.sigma, *(self.header.get(key) for key in ("n0", "n", "alpha")))
+
+    @property
     def model(self) -> str:
         return str(self.header.get("model", ""))
 
@@ -38,8 +51,23 @@ class SmoothedView:
         return sum(verdict.seconds for verdict in self.verdicts)
 
 
+def ledger_at(ledgers: Sequence[SmoothedView], sigma: float) -> SmoothedView | None:
+    """The ledger at ``sigma`` by the recipe's own n0, n and alpha."""
+    return next((ledger for ledger in ledgers if ledger.usual and ledger.sigma == sigma), None)
+
+
+def accuracy_at(ledger: SmoothedView, radius: float) -> Accuracy:
+    """The share that is right with a certified radius of at least ``radius``; at 0, right without abstaining."""
+    from certifiers.smoothing import certified_accuracy
+
+    return certified_accuracy(ledger.verdicts, radius)
+
+
 def read_smoothed(folder: Path, missing: list[str], alarms: list[str]) -> list[SmoothedView]:
-    """The smoothing ledgers in ``folder``, by rising sigma; what cannot be read is said in ``missing``."""
+    """The smoothing ledgers in ``folder``, by rising sigma, those by the recipe's n0, n and alpha first.
+
+    What cannot be read is said in ``missing``.
+    """
     found = []
     for path in sorted(folder.glob(f"{PREFIX}*.jsonl")):
         from certifiers.smoothing import read_smoothed_ledger  # most runs hold none
@@ -54,4 +82,14 @@ def read_smoothed(folder: Path, missing: list[str], alarms: list[str]) -> list[S
             continue
         if verdicts and "sigma" in header:
             found.append(SmoothedView(path, header, verdicts))
-    return sorted(found, key=lambda ledger: ledger.sigma)
+    return sorted(found, key=lambda ledger: (ledger.sigma, not ledger.usual))
+
+
+def smoothing_settings(config: dict) -> dict:
+    """What a run's recipe says of smoothing; empty where it is not certified so."""
+    return (config.get("certify") or {}).get("smoothing") or {}
+
+
+def shown_radii(config: dict) -> tuple[float, ...]:
+    """The radii at which tables show certified accuracy."""
+    return tuple(map(float, smoothing_settings(config).get("radii") or RADII))

@@ -25,7 +25,9 @@ def rich_table(rows: Sequence[Any], title: str | None = None) -> Table:
     The title defaults to what the rows share: eps, norm and number of images. An eps that differs gets a column.
     """
     columns = list(getattr(rows[0], "short", None) or rows[0].columns) if rows else []
-    if len({row.eps for row in rows}) > 1 and all(column.heading != EPS.heading for column in columns):
+    if len({getattr(row, "eps", None) for row in rows}) > 1 and all(
+        column.heading != EPS.heading for column in columns
+    ):
         columns.insert(0, EPS)
     table = Table(
         title=about(rows) if title is None else title, title_justify="left", title_style="bold", box=SIMPLE_HEAD
