@@ -10,7 +10,7 @@ from certprune.reports.html import report_html
 from certprune.reports.plot import save_curves
 from certprune.reports.read import RunView, read_run
 from certprune.reports.rows import summary_rows
-from certprune.reports.sparsity import many_networks, sparsity_csv, sparsity_lines
+from certprune.reports.sparsity import many_networks, sparsity_csv
 from certprune.reports.sparsity_charts import sparsity_figure
 from certprune.storage import write_bytes, write_json, write_text
 
@@ -51,4 +51,4 @@ def _write_companions(run: RunView) -> None:
     picture = sparsity_figure(run)
     if picture is not None:
         write_bytes(run.folder / "sparsity.png", picture)
-        write_text(run.folder / "sparsity.csv", sparsity_csv(sparsity_lines(run)))
+        write_text(run.folder / "sparsity.csv", sparsity_csv(run))

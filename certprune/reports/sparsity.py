@@ -12,22 +12,37 @@ from dataclasses import dataclass
 from certprune.reports.compare import BASELINES
 from certprune.reports.look import DASHES, LIGHT, MARKERS, Network, Style, chosen_by
 from certprune.reports.read import RunView, Variant
-from certprune.reports.rows import Rate, network, rates
+from certprune.reports.rows import Rate, network, rate, rates
+from certprune.reports.smoothed import RADII, accuracy_at, ledger_at
 
-FIGURES = ("clean", "attack", "certified")
 MANY = 16  # networks; more lines than these in one chart cannot be told apart
 
 
 @dataclass(frozen=True)
+class Panel:
+    """One accuracy to draw; ``radius``: the ℓ2 radius of smoothing certificates with noise of ``sigma``, in pixels."""
+
+    key: str
+    title: str
+    sigma: float | None = None
+    radius: float | None = None
+
+
+BY_BOUNDS = (
+    Panel("clean", "Clean accuracy"),
+    Panel("attack", "Attack accuracy"),
+    Panel("certified", "Certified accuracy"),
+)
+
+
+@dataclass(frozen=True)
 class SparsityPoint:
-    """One network's accuracies at the run's main eps; ``sparsity`` is measured over all prunable weights."""
+    """One network's accuracies by the key of their panel; ``sparsity`` is measured over all prunable weights."""
 
     variant: str
     sparsity: float
     n: int
-    clean: Rate
-    attack: Rate
-    certified: Rate
+    rates: dict[str, Rate]
 
 
 @dataclass(frozen=True)
@@ -40,15 +55,32 @@ class SparsityLine:
     level: bool = False
 
 
-def sparsity_lines(run: RunView, eps: float | None = None) -> list[SparsityLine]:
-    """The lines at ``eps`` (default: the main eps): not pruned, then learned ways, then baselines.
+def sparsity_panels(run: RunView) -> list[Panel]:
+    """What there is to draw: by bounds at the main eps, and by smoothing with the recipe's sigma.
+
+    Of the radii, 0 (the accuracy of the smoothed classifier) and the recipe's nearest to twice sigma.
+    """
+    panels = list(BY_BOUNDS) if run.main_eps is not None else []
+    settings = (run.config.get("certify") or {}).get("smoothing") or {}
+    found = sorted({ledger.sigma for variant in run.variants for ledger in variant.smoothed})
+    if found:
+        sigma = settings.get("sigma") if settings.get("sigma") in found else found[0]
+        radii = [radius for radius in settings.get("radii") or RADII if radius > 0] or list(RADII[1:])
+        radius = min(radii, key=lambda radius: abs(radius - 2 * sigma))
+        panels.append(Panel("smoothed", f"Accuracy under noise of {sigma:g}", sigma, 0.0))
+        panels.append(Panel("radius", f"Certified at ℓ2 radius {radius:g}", sigma, radius))
+    return panels
+
+
+def sparsity_lines(run: RunView) -> list[SparsityLine]:
+    """The run's lines: not pruned, then learned ways, then baselines.
 
     Empty unless some way of pruning was certified at two sparsities or more.
     """
-    eps = run.main_eps if eps is None else eps
+    panels = sparsity_panels(run)
     held: dict[tuple, list[tuple[Variant, SparsityPoint]]] = {}
     for variant in run.variants:
-        point = None if eps is None else _point(variant, eps)
+        point = _point(run, variant, panels)
         if point is not None and variant.name != "pretrain":
             way = (variant.name,) if not variant.criterion else (variant.objective, variant.criterion, variant.budget)
             held.setdefault(way, []).append((variant, point))
@@ -61,7 +93,9 @@ def sparsity_lines(run: RunView, eps: float | None = None) -> list[SparsityLine]
 
 def many_networks(run: RunView) -> bool:
     """Whether charts with a line for each network would be unreadable, and those against sparsity stand for them."""
-    return sum(bool(variant.ledgers) for variant in run.variants) > MANY and bool(sparsity_lines(run))
+    return sum(bool(variant.ledgers or variant.smoothed) for variant in run.variants) > MANY and bool(
+        sparsity_lines(run)
+    )
 
 
 def line_styles(lines: Sequence[SparsityLine]) -> list[Style]:
@@ -82,27 +116,34 @@ def line_styles(lines: Sequence[SparsityLine]) -> list[Style]:
     return found
 
 
-def sparsity_csv(lines: Sequence[SparsityLine]) -> str:
-    """The lines' values at full precision, one row a network."""
+def sparsity_csv(run: RunView) -> str:
+    """The lines' values at full precision, one row a network; empty where a figure was not measured."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    ends = [f"{name}{end}" for name in FIGURES for end in ("", "_lower", "_upper")]
+    panels = sparsity_panels(run)
+    names = [panel.key if panel.radius is None else f"smoothed_{panel.sigma:g}_at_{panel.radius:g}" for panel in panels]
+    ends = [f"{name}{end}" for name in names for end in ("", "_lower", "_upper")]
     writer.writerow(["line", "variant", "objective", "criterion", "budget", "sparsity", "n", *ends])
-    for line in lines:
+    for line in sparsity_lines(run):
         for point in line.points:
             about = (point.variant, line.network.objective, line.network.criterion, line.network.budget)
-            found = [getattr(point, name) for name in FIGURES]
+            found = [point.rates.get(panel.key, Rate("", "", "")) for panel in panels]
             values = [value for rate in found for value in (rate.value, rate.lower, rate.upper)]
             writer.writerow([line.label, *(part or "" for part in about), point.sparsity, point.n, *values])
     return out.getvalue()
 
 
-def _point(variant: Variant, eps: float) -> SparsityPoint | None:
-    ledger = variant.ledger(eps)
+def _point(run: RunView, variant: Variant, panels: Sequence[Panel]) -> SparsityPoint | None:
     sparsity = (variant.size or {}).get("total", variant.sparsity)
-    if ledger is None or sparsity is None:
-        return None
-    return SparsityPoint(variant.name, sparsity, len(ledger.verdicts), *rates(ledger.summary))
+    ledger = None if run.main_eps is None else variant.ledger(run.main_eps)
+    found = {} if ledger is None else dict(zip(("clean", "attack", "certified"), rates(ledger.summary), strict=True))
+    n = 0 if ledger is None else len(ledger.verdicts)
+    for panel in panels:
+        view = None if panel.sigma is None else ledger_at(variant.smoothed, panel.sigma)
+        if view is not None:
+            found[panel.key] = rate(accuracy_at(view, panel.radius))
+            n = n or len(view.verdicts)
+    return SparsityPoint(variant.name, sparsity, n, found) if found and sparsity is not None else None
 
 
 def _line(found: list[tuple[Variant, SparsityPoint]], budgets: bool) -> SparsityLine:

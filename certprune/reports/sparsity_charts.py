@@ -16,11 +16,10 @@ from certprune.reports.look import LIGHT, NORMS, Style, percent, ticks
 from certprune.reports.plot import INK, QUIET
 from certprune.reports.read import RunView
 from certprune.reports.rows import Rate
-from certprune.reports.sparsity import FIGURES, SparsityLine, line_styles, sparsity_lines
+from certprune.reports.sparsity import Panel, SparsityLine, line_styles, sparsity_lines, sparsity_panels
 from certprune.reports.svg import Axes, Line, line_chart, swatch
 
 SIZE = (330, 300)
-NAMES = {"clean": "Clean accuracy", "attack": "Attack accuracy", "certified": "Certified accuracy"}
 MARKED = (0.0, 0.9, 0.99, 0.5, 0.95, 0.8, 0.999)  # sparsities worth a tick, the most telling first
 
 
@@ -30,17 +29,16 @@ def sparsity_section(run: RunView) -> str:
     if not lines:
         return ""
     looks = line_styles(lines)
-    low, high = _range(lines)
-    panels = "".join(
-        f"<div>{line_chart(_drawn(lines, looks, name), _axes(lines, name, low, high), *SIZE, direct=False)}</div>"
-        for name in FIGURES
+    charts = "".join(
+        f"<div>{line_chart(_drawn(lines, looks, panel), _axes(lines, panel), *SIZE, direct=False)}</div>"
+        for panel in sparsity_panels(run)
     )
     legend = "".join(
         f"<li>{swatch(style, marker=not line.level)}{escape(line.label)}</li>"
         for line, style in zip(lines, looks, strict=True)
     )
     return (
-        f'<figure><div class="panels">{panels}</div><ul class="legend">{legend}</ul>'
+        f'<figure><div class="panels">{charts}</div><ul class="legend">{legend}</ul>'
         f"<figcaption>{escape(_caption(run, lines))}</figcaption></figure>"
     )
 
@@ -50,14 +48,20 @@ def sparsity_figure(run: RunView) -> bytes | None:
     lines = sparsity_lines(run)
     if not lines:
         return None
-    looks = line_styles(lines)
-    figure = Figure(figsize=(10.5, 4.1), dpi=160, facecolor="white", layout="constrained")
+    looks, panels = line_styles(lines), sparsity_panels(run)
+    rows = math.ceil(len(panels) / 3)
+    figure = Figure(figsize=(10.5, 0.7 + 3.4 * rows), dpi=160, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, name in zip(figure.subplots(1, len(FIGURES), sharey=True), FIGURES, strict=True):
+    places = figure.subplots(rows, min(len(panels), 3), sharey=True, squeeze=False).flatten()
+    for axes, panel in zip(places, panels, strict=False):
         for line, style in zip(lines, looks, strict=True):
-            _plot(axes, line, style, name, _reach(lines))
-        _dress(axes, lines, name)
-    handles, texts = axes.get_legend_handles_labels()
+            _plot(axes, line, style, panel, _reach(lines))
+        _dress(axes, lines, panel)
+    for axes in places[len(panels) :]:
+        axes.set_axis_off()
+    known = [axes.get_legend_handles_labels() for axes in places]
+    named = {text: handle for handles, texts in known for handle, text in zip(handles, texts, strict=True)}
+    texts, handles = list(named), list(named.values())
     columns = min(len(texts), 4)
     figure.legend(
         handles,
@@ -85,40 +89,35 @@ def _reach(lines: Sequence[SparsityLine]) -> float:
 
 def _range(lines: Sequence[SparsityLine]) -> tuple[float, float]:
     """One range of accuracies for all charts, so that they can be read against each other."""
-    ends = [
-        end
-        for line in lines
-        for point in line.points
-        for name in FIGURES
-        for end in (getattr(point, name).lower, getattr(point, name).upper)
-    ]
+    found = [rate for line in lines for point in line.points for rate in point.rates.values()]
+    ends = [end for rate in found for end in (rate.lower, rate.upper)]
     room = 0.04 * (max(ends) - min(ends)) or 0.05
     return max(min(ends) - room, 0.0), min(max(ends) + room, 1.0)
 
 
 def _marks(lines: Sequence[SparsityLine], count: int) -> list[float]:
-    """At most ``count`` sparsities to put a tick at: round ones, as far as the lines go."""
-    return sorted([mark for mark in MARKED if _place(mark) <= _reach(lines) + 1e-6][:count])
+    """At most ``count`` sparsities to put a tick at: round ones, as far as the lines go (give or take rounding)."""
+    return sorted([mark for mark in MARKED if _place(mark) <= _reach(lines) + 0.02][:count])
 
 
-def _axes(lines: Sequence[SparsityLine], name: str, low: float, high: float) -> Axes:
+def _axes(lines: Sequence[SparsityLine], panel: Panel) -> Axes:
     return Axes(
         x_label="weights removed",
-        y_label=NAMES[name],
+        y_label=panel.title,
         x_format=lambda place: percent(1 - 10**-place),
         y_format=lambda value: f"{100 * value:.1f}".removesuffix(".0") + " %",
         x_range=(0.0, _reach(lines)),
-        y_range=(low, high),
-        x_ticks=tuple(_place(mark) for mark in _marks(lines, 5)),
+        y_range=_range(lines),
+        x_ticks=tuple(min(_place(mark), _reach(lines)) for mark in _marks(lines, 5)),
     )
 
 
-def _drawn(lines: Sequence[SparsityLine], looks: Sequence[Style], name: str) -> list[Line]:
-    return [_line(line, style, name, _reach(lines)) for line, style in zip(lines, looks, strict=True)]
+def _drawn(lines: Sequence[SparsityLine], looks: Sequence[Style], panel: Panel) -> list[Line]:
+    return [_line(line, style, panel, _reach(lines)) for line, style in zip(lines, looks, strict=True)]
 
 
-def _line(line: SparsityLine, style: Style, name: str, reach: float) -> Line:
-    xs, found = _values(line, name, reach)
+def _line(line: SparsityLine, style: Style, panel: Panel, reach: float) -> Line:
+    xs, found = _values(line, panel, reach)
     values = [rate.value for rate in found]
     if line.level:
         return Line(line.label, xs, values, style, points=False, width=1.5)
@@ -126,18 +125,20 @@ def _line(line: SparsityLine, style: Style, name: str, reach: float) -> Line:
     return Line(line.label, xs, values, style, **band, width=1.8)
 
 
-def _values(line: SparsityLine, name: str, reach: float) -> tuple[list[float], list[Rate]]:
-    """Places and accuracies; a level goes from edge to edge."""
-    found = [getattr(point, name) for point in line.points]
-    return ([0.0, reach], found * 2) if line.level else ([_place(point.sparsity) for point in line.points], found)
+def _values(line: SparsityLine, panel: Panel, reach: float) -> tuple[list[float], list[Rate]]:
+    """Places and accuracies, those that were measured; a level goes from edge to edge."""
+    held = [(point, point.rates[panel.key]) for point in line.points if panel.key in point.rates]
+    if line.level and held:
+        return [0.0, reach], [held[0][1]] * 2
+    return [_place(point.sparsity) for point, _ in held], [rate for _, rate in held]
 
 
 def _caption(run: RunView, lines: Sequence[SparsityLine]) -> str:
-    norm = next(ledger.norm for variant in run.variants for ledger in variant.ledgers)
-    text = (
-        f"At eps {run.main_eps:g} in {NORMS.get(norm, norm)}, with 95 % Wilson bands; the axis is logarithmic in the "
-        "weights kept. "
-    )
+    norms = [ledger.norm for variant in run.variants for ledger in variant.ledgers]
+    where = f"At eps {run.main_eps:g} in {NORMS.get(norms[0], norms[0])}, with" if norms else "With"
+    text = f"{where} 95 % Wilson bands; the axis is logarithmic in the weights kept. "
+    if any(panel.sigma is not None for panel in sparsity_panels(run)):
+        text += "Accuracy under noise and ℓ2 radii are those of the smoothed classifier. "
     if any(line.network.objective for line in lines):
         text += "Colour tells the objective that scores were learned against. "
     if not (run.config.get("finetune") or {}).get("epochs", True):
@@ -145,8 +146,10 @@ def _caption(run: RunView, lines: Sequence[SparsityLine]) -> str:
     return text
 
 
-def _plot(axes, line: SparsityLine, style: Style, name: str, reach: float) -> None:
-    xs, found = _values(line, name, reach)
+def _plot(axes, line: SparsityLine, style: Style, panel: Panel, reach: float) -> None:
+    xs, found = _values(line, panel, reach)
+    if not xs:
+        return
     colour = LIGHT[style.slot]
     dash = (0, tuple(on / 2 for on in style.dash)) if style.dash else "solid"
     look = {"color": colour, "linestyle": dash, "linewidth": 1.6, "label": line.label.replace("$", r"\$")}
@@ -156,15 +159,15 @@ def _plot(axes, line: SparsityLine, style: Style, name: str, reach: float) -> No
     axes.plot(xs, [rate.value for rate in found], clip_on=False, **look)
 
 
-def _dress(axes, lines: Sequence[SparsityLine], name: str) -> None:
+def _dress(axes, lines: Sequence[SparsityLine], panel: Panel) -> None:
     low, high = _range(lines)
     axes.set_ylim(low, high)
     axes.set_yticks(ticks(low, high, 5))
     axes.set_xlim(0.0, _reach(lines))
     marks = _marks(lines, 6)
-    axes.set_xticks([_place(mark) for mark in marks], [percent(mark) for mark in marks])
+    axes.set_xticks([min(_place(mark), _reach(lines)) for mark in marks], [percent(mark) for mark in marks])
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None, symbol=" %"))
-    axes.set_title(NAMES[name], loc="left", fontsize=11, color=INK)
+    axes.set_title(panel.title, loc="left", fontsize=11, color=INK)
     axes.set_xlabel("weights removed", color=INK)
     axes.grid(axis="y", color="#e3e5ea", linewidth=0.8)
     axes.set_axisbelow(True)
