@@ -124,11 +124,12 @@ def make_progress(console: Any) -> Progress:
 
 
 def epoch_note(row: Mapping[str, Any]) -> str:
-    """What to say of an epoch: both losses, and validation's clean and certified accuracy where known."""
+    """What to say of an epoch: both losses, and validation's accuracies where known."""
     validation = row.get("validation", {})
     losses = {"loss": row.get("train", {}).get("loss"), "validation loss": validation.get("loss")}
     parts = [f"{word} {_number(loss)}" for word, loss in losses.items() if loss is not None]
-    for key, word in (("clean_accuracy", "clean"), ("certified_accuracy", "certified")):
+    for word in ("clean", "noisy", "attack", "certified"):
+        key = f"{word}_accuracy"
         if validation.get(key) is not None:
             parts.append(f"{word} {100 * validation[key]:.1f} %")
     return ", ".join(parts)

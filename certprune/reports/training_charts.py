@@ -11,9 +11,11 @@ SIZE = (340, 220)
 PANELS = (
     ("loss", "Validation loss", False),
     ("clean_accuracy", "Clean accuracy", True),
+    ("noisy_accuracy", "Accuracy under noise", True),
+    ("attack_accuracy", "Accuracy under attack", True),
     ("certified_accuracy", "Certified accuracy", True),
 )
-SOLID, DASHED = Style(1, (), "o"), Style(2, (6, 4), "o")
+SOLID, DASHED, DOTTED = Style(1, (), "o"), Style(2, (6, 4), "o"), Style(3, (2, 3), "o")
 
 
 def pretraining(run: RunView) -> str:
@@ -28,6 +30,8 @@ def pretraining(run: RunView) -> str:
     accuracy = [
         _stage_line("clean", stage, "validation", "clean_accuracy", SOLID),
         _stage_line("certified, at the final eps", stage, "validation", "certified_accuracy", DASHED),
+        _stage_line("under attack, at the final eps", stage, "validation", "attack_accuracy", DOTTED),
+        _stage_line("under noise", stage, "validation", "noisy_accuracy", DOTTED),
     ]
     ramp = [_stage_line("eps", stage, "train", "eps", SOLID)]
     panels = [
@@ -42,7 +46,7 @@ def pretraining(run: RunView) -> str:
 
 
 def afterwards(run: RunView) -> str:
-    """Validation loss and certified accuracy of every network after pretraining, on one axis of epochs."""
+    """Validation loss and accuracies of every network after pretraining, on one axis of epochs."""
     held = [(variant, text) for variant, text in ordered(run).values() if variant.name != "pretrain"]
     held = [(variant, text) for variant, text in held if any(stage.metrics for stage in variant.stages.values())]
     if not held:
