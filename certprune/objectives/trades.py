@@ -23,6 +23,9 @@ class Trades(RobustObjective):
     noise and runs in evaluation mode (running statistics); then the clean and the attacked batch each pass through
     the network in the stage's own mode, so in train mode batch normalisation normalises each by its own statistics,
     and running statistics follow both. ``step_size`` is in pixel units, 2.5 * eps / steps if None.
+
+    The figure ``attack_accuracy`` is under this attack, which may well make a prediction surer instead of wrong: read
+    it as an upper bound, looser than that of objectives which attack the label.
     """
 
     name: Literal["trades"] = "trades"
