@@ -90,13 +90,19 @@ def execute(path: Path, settings: list[str], stages: tuple[str, ...]) -> None:
 
 def finish(run: Any, screen: Any) -> None:
     """Write the report and the files beside it, print the table at the main eps and the report's path."""
-    from certprune.reports import read_run, rich_table, summary_rows, write_report
+    from certprune.reports import read_run, rich_table, smoothed_rows, summary_rows, write_report
 
     page = write_report(run.folder)
     eps = run.recipe.main_eps
-    rows = summary_rows(read_run(run.folder), eps=eps)
+    view = read_run(run.folder)
+    rows = summary_rows(view, eps=eps)
     if rows:
         where = f"{rows[0].n:,} {run.recipe.data.name} {run.recipe.certify.split} images"
         screen.print()
         screen.print(rich_table(rows, title=f"{run.recipe.norm} eps {eps:g}, {where}"))
+    for group in smoothed_rows(view)[:1]:
+        first = group[0]
+        noise = f"noise of sigma {first.sigma:g}, {first.samples:,} samples"
+        screen.print()
+        screen.print(rich_table(group, title=f"Certified % at l2 radius r, {noise}, {first.n:,} images"))
     screen.print(f"Report: {page}", soft_wrap=True)

@@ -9,6 +9,7 @@ from certprune.reports.plot import write_curves
 from certprune.reports.read import read_run
 from certprune.reports.rows import summary_rows
 from certprune.reports.seeds import aggregate
+from certprune.reports.smoothed_rows import smoothed_rows
 from certprune.reports.study import study_page
 from certprune.reports.tables import csv_table, html_table, markdown_table, rich_table
 
@@ -24,6 +25,7 @@ __all__ = [
     "read_curves",
     "read_run",
     "rich_table",
+    "smoothed_rows",
     "study_page",
     "summary_rows",
     "write_curves",

@@ -5,7 +5,7 @@ intervals overlap. Differences are in certified accuracy, first minus second.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -80,7 +80,7 @@ def _over_images(run: RunView, eps: float) -> list[Difference]:
         only_one, only_other, n = discordant(one, other)
         if n:
             rate = paired_rate(only_one, only_other, n)
-            found.append(Difference(*_names(run, first, second), eps, "images", n, rate, only_one, only_other))
+            found.append(Difference(*names(run, first, second), eps, "images", n, rate, only_one, only_other))
     return found
 
 
@@ -95,7 +95,7 @@ def _over_seeds(runs: Sequence[RunView], eps: float) -> list[Difference]:
                 gaps.append(ledgers[0].summary.certified.value - ledgers[1].summary.certified.value)
         if gaps:
             found.append(
-                Difference(*_names(runs[0], first, second), eps, "seeds", len(gaps), mean_rate(gaps, bounded=False))
+                Difference(*names(runs[0], first, second), eps, "seeds", len(gaps), mean_rate(gaps, bounded=False))
             )
     return found
 
@@ -105,6 +105,11 @@ def discordant(one: LedgerView, other: LedgerView) -> tuple[int, int, int]:
     first, second = (
         {verdict.index: verdict.status is Status.certified for verdict in ledger.verdicts} for ledger in (one, other)
     )
+    return counted(first, second)
+
+
+def counted(first: Mapping[int, bool], second: Mapping[int, bool]) -> tuple[int, int, int]:
+    """How many images, by their index, only the first certifies, only the second, and how many both have decided."""
     shared = first.keys() & second.keys()
     return (
         sum(first[index] and not second[index] for index in shared),
@@ -120,6 +125,7 @@ def paired_rate(only_first: int, only_second: int, n: int) -> Rate:
     return Rate((only_first - only_second) / n, max(p - q - half, -1.0), min(p - q + half, 1.0))
 
 
-def _names(run: RunView, first: Variant, second: Variant) -> tuple[str, str, str]:
+def names(run: RunView, first: Variant, second: Variant) -> tuple[str, str, str]:
+    """The labels of both networks in a run's reports, and the first one's folder name."""
     networks = ordered(run)
     return networks[first.name][1], networks[second.name][1], first.name

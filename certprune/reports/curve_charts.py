@@ -1,13 +1,16 @@
-"""Certified accuracy against eps on the page: one large chart of a run, or small ones of several side by side."""
+"""Certified accuracy against eps or radius on the page: a large chart of a run, or small ones of several runs."""
 
+from dataclasses import replace
 from html import escape
 
-from certprune.reports.curves import Curve, run_curves
-from certprune.reports.look import NORMS, Style, styles
+from certprune.reports.curves import Curve, distance_label, rate_at, run_curves, smoothed_run_curves
+from certprune.reports.look import Style, styles
 from certprune.reports.read import RunView
+from certprune.reports.smoothed import shown_radii, smoothing_settings
 from certprune.reports.svg import Axes, Line, line_chart, swatch
 
 WIDE, NARROW, SMALL = (980, 430), (380, 300), (340, 260)
+STEPS = 200  # of a staircase's drawing
 
 
 def curve(run: RunView) -> str:
@@ -22,6 +25,28 @@ def curve(run: RunView) -> str:
         "<figcaption>Certified accuracy against eps, with 95 % Wilson bands. The points are measured; the lines "
         "between them only guide the eye. At eps 0 it is the clean accuracy. Colour tells the sparsity, the line "
         "style how the kept weights were chosen.</figcaption></figure>"
+    )
+
+
+def radius_curve(run: RunView) -> str:
+    """The staircases of the recipe's own way of smoothing, in two drawings like :func:`curve`."""
+    views = [view for variant in run.variants for view in variant.smoothed]
+    if not views:
+        return ""
+    planned = smoothing_settings(run.config).get("sigma")
+    own = [view for view in views if view.usual and view.sigma == planned]
+    chosen = (own or views)[0].settings
+    curves = smoothed_run_curves(run, chosen)
+    radii, axes = shown_radii(run.config), replace(_axes(curves), x_ticks=None)
+    looks = styles(item.network for item in curves)
+    reach = max(item.points[-1].eps for item in curves)
+    lines = [_stairs(item, style, radii, reach) for item, style in zip(curves, looks, strict=True)]
+    return (
+        f'<figure><div class="wide">{line_chart(lines, axes, *WIDE, direct=False)}</div>'
+        f'<div class="narrow">{line_chart(lines, axes, *NARROW, direct=False)}</div>{_legend(lines)}'
+        f"<figcaption>Certified accuracy against the ℓ2 radius, by smoothing with noise of sigma {chosen[0]:g}, with "
+        "95 % Wilson bands: an image counts at every radius up to its own. The marks are at the radii of the table. "
+        "Colour tells the sparsity, the line style how the kept weights were chosen.</figcaption></figure>"
     )
 
 
@@ -48,7 +73,7 @@ def side_by_side(runs: list[RunView]) -> str:
 
 def _axes(curves: list[Curve], x_range=None, y_range=None) -> Axes:
     return Axes(
-        x_label=f"eps ({NORMS.get(curves[0].norm, curves[0].norm)}, pixels in [0, 1])",
+        x_label=distance_label(curves),
         y_label="Certified accuracy",
         y_format=lambda value: f"{100 * value:.1f}".removesuffix(".0") + " %",
         y_limit=(0.0, 1.0),
@@ -71,6 +96,22 @@ def _line(item: Curve, style: Style) -> Line:
         lower=[point.certified.lower for point in item.points],
         upper=[point.certified.upper for point in item.points],
         style=style,
+    )
+
+
+def _stairs(item: Curve, style: Style, radii: tuple[float, ...], reach: float) -> Line:
+    """A staircase up to ``reach``, drawn through so many points that its steps show; marked at ``radii``."""
+    marked = {radius for radius in radii if radius <= reach}
+    xs = sorted({reach * step / STEPS for step in range(STEPS + 1)} | marked)
+    found = [rate_at(item, x) for x in xs]
+    return Line(
+        label=item.label,
+        xs=[*xs, reach],
+        ys=[*(rate.value for rate in found), 0.0],
+        lower=[*(rate.lower for rate in found), 0.0],
+        upper=[*(rate.upper for rate in found), 0.0],
+        style=style,
+        points=tuple(place for place, x in enumerate(xs) if x in marked),
     )
 
 

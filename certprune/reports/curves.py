@@ -43,9 +43,14 @@ def run_curves(run: RunView) -> list[Curve]:
     return name_curves(ledger_curve(network(variant), variant.ledgers) for variant in run.variants if variant.ledgers)
 
 
-def smoothed_run_curves(run: RunView) -> list[Curve]:
-    """The staircases of a run's networks by smoothing, one for each of their ledgers."""
-    return name_curves(smoothed_curve(network(variant), view) for variant in run.variants for view in variant.smoothed)
+def smoothed_run_curves(run: RunView, settings: tuple | None = None) -> list[Curve]:
+    """The staircases of a run's networks by smoothing, one for each ledger, or for those with these ``settings``."""
+    return name_curves(
+        smoothed_curve(network(variant), view)
+        for variant in run.variants
+        for view in variant.smoothed
+        if settings in (None, view.settings)
+    )
 
 
 def name_curves(curves: Iterable[Curve]) -> list[Curve]:

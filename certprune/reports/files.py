@@ -5,11 +5,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from certifiers.errors import InputError
-from certprune.reports.curves import run_curves
+from certprune.reports.curves import run_curves, smoothed_run_curves
 from certprune.reports.html import report_html
 from certprune.reports.plot import save_curves
 from certprune.reports.read import RunView, read_run
 from certprune.reports.rows import summary_rows
+from certprune.reports.smoothed_rows import smoothed_rows
 from certprune.reports.sparsity import many_networks, sparsity_csv
 from certprune.reports.sparsity_charts import sparsity_figure
 from certprune.storage import write_bytes, write_json, write_text
@@ -44,10 +45,14 @@ def write_report(folders: str | Path | Sequence[str | Path], out: str | Path | N
 def _write_companions(run: RunView) -> None:
     rows = [asdict(row) for row in summary_rows(run)]
     record = {"name": run.name, "seed": run.seed, "missing": run.missing, "alarms": run.alarms, "rows": rows}
-    write_json(run.folder / "summary.json", record)
+    smoothed = [asdict(row) for rows in smoothed_rows(run) for row in rows]
+    write_json(run.folder / "summary.json", record | ({"smoothing": smoothed} if smoothed else {}))
     curves = run_curves(run)
     if curves:
         save_curves(curves, run.folder / ("curves.csv" if many_networks(run) else "curves.png"))
+    staircases = smoothed_run_curves(run)
+    if staircases:
+        save_curves(staircases, run.folder / ("smoothing.csv" if many_networks(run) else "smoothing.png"))
     picture = sparsity_figure(run)
     if picture is not None:
         write_bytes(run.folder / "sparsity.png", picture)

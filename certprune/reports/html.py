@@ -4,7 +4,16 @@ import re
 from collections.abc import Sequence
 from html import escape
 
-from certprune.reports import curve_charts, layers, notes, sections, sparsity_charts, training_charts, verdict_bars
+from certprune.reports import (
+    curve_charts,
+    layers,
+    notes,
+    sections,
+    smoothed_sections,
+    sparsity_charts,
+    training_charts,
+    verdict_bars,
+)
 from certprune.reports.compare import differences
 from certprune.reports.read import RunView
 from certprune.reports.rows import NONE, summary_rows
@@ -43,19 +52,26 @@ def _run_body(run: RunView, level: int = 2) -> str:
     """All sections of one run; those with nothing to show are left out."""
     many = many_networks(run)
     against_sparsity = ("Accuracy against sparsity", sparsity_charts.sparsity_section(run))
-    table = ("Summary", sections.summary(run)), ("By other methods", sections.other_methods(run))
+    by_noise = "Summary" if run.main_eps is None else "By randomized smoothing"
+    table = (
+        ("Summary", sections.summary(run)),
+        ("By other methods", sections.other_methods(run)),
+        (by_noise, smoothed_sections.tables(run)),
+    )
     training = training_charts.pretraining(run) + ("" if many else training_charts.afterwards(run))
     parts = (
         *((against_sparsity, *table) if many else (*table, against_sparsity)),
         ("Certified accuracy against eps", "" if many else curve_charts.curve(run)),
+        ("Certified accuracy against radius", "" if many else curve_charts.radius_curve(run)),
         ("How each image was decided", verdict_bars.verdicts(run)),
-        ("Differences on the same images", sections.paired(run)),
+        ("Differences on the same images", sections.paired(run) + smoothed_sections.paired(run)),
         ("Kept weights by layer", layers.layers(run)),
         ("Training", training),
         ("Provenance", notes.provenance(run)),
         ("To repeat this run", notes.reproduce(run)),
     )
-    text = _notices(run) + ("" if many else sections.headline(run))
+    cards = sections.headline(run) if run.main_eps is not None else smoothed_sections.cards(run)
+    text = _notices(run) + ("" if many else cards)
     return text + "".join(_section(heading, content, level) for heading, content in parts)
 
 

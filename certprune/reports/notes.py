@@ -75,6 +75,23 @@ DEFINITIONS = (
     ),
 )
 
+SMOOTHING = (
+    (
+        "Randomized smoothing",
+        "The smoothed classifier answers the class that the network gives most probably when Gaussian noise of "
+        "standard deviation sigma, in units of [0, 1], is added to the image. The class that wins most of the first "
+        "n0 noisy copies is the candidate; how many of n further copies it wins gives a lower bound of its "
+        "probability p that holds with probability 1 - alpha (Clopper and Pearson). If it is above one half, no "
+        "change of Euclidean length below sigma times the normal quantile of p alters the answer (Cohen et al. 2019); "
+        "else the classifier abstains. Noise is not cut to [0, 1]; a tie between classes counts for none.",
+    ),
+    (
+        "Certified at radius r",
+        "The fraction of images for which the smoothed classifier answers the right class with a certified radius of "
+        "at least r. Every image counts in the denominator. At r = 0 it is the smoothed classifier’s accuracy.",
+    ),
+)
+
 
 def definitions(runs: list[RunView]) -> str:
     """How each figure was computed, the bound methods that these runs used among it."""
@@ -86,6 +103,8 @@ def definitions(runs: list[RunView]) -> str:
         for verdict in ledger.verdicts
     )
     entries = list(DEFINITIONS) + [(f"Method {name}", f"{text}.") for name, text in METHODS.items() if name in used]
+    if any(variant.smoothed for run in runs for variant in run.variants):
+        entries += SMOOTHING
     items = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text[0].upper() + text[1:])}</dd>" for term, text in entries)
     return f"<dl>{items}</dl>"
 
@@ -96,7 +115,7 @@ def provenance(run: RunView) -> str:
     hashes = [
         (variant.name, model)
         for variant, _ in ordered(run).values()
-        for model in sorted({ledger.model for ledger in [*variant.ledgers, *variant.others]})
+        for model in sorted({ledger.model for ledger in [*variant.ledgers, *variant.others, *variant.smoothed]})
     ]
     recipe = yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)
     return (
@@ -147,6 +166,9 @@ def _times(run: RunView) -> str:
         for ledger in variant.ledgers:
             seconds = duration(ledger.seconds)
             rows.append((f"{text}: certify at eps {ledger.eps:g}", f"{len(ledger.verdicts):,} images", seconds))
+        for view in variant.smoothed:
+            what = f"{text}: smooth with sigma {view.sigma:g}"
+            rows.append((what, f"{len(view.verdicts):,} images", duration(view.seconds)))
     if not rows:
         return ""
     body = "".join(

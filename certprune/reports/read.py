@@ -13,7 +13,7 @@ import yaml
 
 from certifiers.errors import InputError, SoundnessError
 from certifiers.verdict import Summary, Verdict, read_ledger, summarise
-from certprune.reports.smoothed import PREFIX, SmoothedView, ledger_at, read_smoothed, smoothing_settings
+from certprune.reports.smoothed import PREFIX, SmoothedView, missing_smoothing, read_smoothed, smoothing_settings
 
 STAGES = ("prune", "finetune")
 METHODS = ("ibp", "crown-ibp", "crown")  # what a recipe that names none certifies by
@@ -156,7 +156,7 @@ def read_run(folder: str | Path) -> RunView:
     methods = "+".join((config.get("certify") or {}).get("methods") or METHODS)
     variants = [_read_variant(folder, plan, methods, missing, alarms) for plan in _plans(folder, config)]
     missing += _missing_verdicts(variants, _planned_eps(config))
-    missing += _missing_smoothing(variants, smoothing_settings(config).get("sigma"))
+    missing += missing_smoothing(variants, smoothing_settings(config).get("sigma"))
     name = str(config.get("name", folder.resolve().name))
     return RunView(folder, name, config, provenance, variants, missing, alarms)
 
@@ -321,21 +321,4 @@ def _missing_verdicts(variants: list[Variant], planned: list[float]) -> list[str
             done = len(ledger.verdicts)
             if done < full:
                 missing.append(f"{variant.name}: at eps {ledger.eps:g} only {done} of {full} images are decided.")
-    return missing
-
-
-def _missing_smoothing(variants: list[Variant], sigma: float | None) -> list[str]:
-    """Like :func:`_missing_verdicts`, of the smoothing ledgers at the recipe's sigma, if it has one."""
-    if sigma is None:
-        return []
-    held = {variant.name: ledger_at(variant.smoothed, sigma) for variant in variants}
-    full = max((len(ledger.verdicts) for ledger in held.values() if ledger), default=0)
-    missing = []
-    for variant in variants:
-        trained, ledger = variant.stages.get("finetune"), held[variant.name]
-        if ledger is None and trained and trained.complete:
-            missing.append(f"{variant.name}: not certified yet by smoothing with sigma {sigma:g}.")
-        elif ledger is not None and len(ledger.verdicts) < full:
-            done = len(ledger.verdicts)
-            missing.append(f"{variant.name}: with sigma {sigma:g} only {done} of {full} images are certified.")
     return missing

@@ -9,7 +9,7 @@ from html import escape
 from certprune.reports.compare import BASELINES, differences
 from certprune.reports.look import NORMS, chosen_by, percent, styles
 from certprune.reports.read import RunView
-from certprune.reports.rows import Row, network, points, summary_rows
+from certprune.reports.rows import Rate, Row, network, points, summary_rows
 from certprune.reports.tables import html_table
 
 
@@ -20,13 +20,19 @@ def sentence(run: RunView) -> str:
     trained = f"trained with {objective.get('name', 'an unnamed objective')}"
     if objective.get("eps") is not None:
         trained += f" at eps {objective['eps']:g}"
+    elif objective.get("sigma") is not None:
+        trained += f" under noise of sigma {objective['sigma']:g}"
     text = f"{_name(config, 'model')} on {_name(config, 'data')}, {trained}"
     pruned = [variant for variant in run.variants if variant.sparsity and variant.criterion]
     if pruned:
         levels = sorted({variant.sparsity for variant in pruned})
         criteria = dict.fromkeys(chosen_by(replace(network(variant), budget=None)) for variant in pruned)
-        text += f", pruned to {_listed(percent(level, 2) for level in levels)} sparsity by {_listed(criteria)}"
+        text += f", pruned to {listed(percent(level, 2) for level in levels)} sparsity by {listed(criteria)}"
     ledgers = [ledger for variant in run.variants for ledger in variant.ledgers]
+    smoothed = [view for variant in run.variants for view in variant.smoothed]
+    if smoothed and not ledgers:
+        images, split = max(len(view.verdicts) for view in smoothed), smoothed[0].header.get("split", "test")
+        return f"{text}; certified by randomized smoothing on {images:,} {split} images. Seed {run.seed}."
     if not ledgers:
         return f"{text}. Nothing is certified yet."
     images = max(len(ledger.verdicts) for ledger in ledgers)
@@ -52,11 +58,16 @@ def _card(run: RunView, row: Row, gaps, slot: int) -> str:
     kept = f"{row.kept:,} of {row.weights:,} weights" if row.kept is not None and row.weights else ""
     against = [gap for gap in gaps if gap.variant == row.variant]
     lines = [kept] + [f"{points(gap.certified, sign=True)[0]} points against {gap.second}" for gap in against]
-    low, high = 100 * row.certified.lower, 100 * row.certified.upper
+    return card(row.label, row.certified, f"certified at eps {row.eps:g}", lines, slot)
+
+
+def card(heading: str, certified: Rate, what: str, lines: list[str], slot: int) -> str:
+    """A figure in large print; ``lines`` (those that are not empty) stand below it."""
+    low, high = 100 * certified.lower, 100 * certified.upper
     return (
-        f'<div class="card s{slot}"><div class="what">{escape(row.label)}</div>'
-        f'<div class="figure">{100 * row.certified.value:.1f}<small> %</small></div>'
-        f"<p>certified at eps {row.eps:g} [{low:.1f}, {high:.1f}]</p>"
+        f'<div class="card s{slot}"><div class="what">{escape(heading)}</div>'
+        f'<div class="figure">{100 * certified.value:.1f}<small> %</small></div>'
+        f"<p>{escape(what)} [{low:.1f}, {high:.1f}]</p>"
         + "".join(f"<p>{escape(line)}</p>" for line in lines if line)
         + "</div>"
     )
@@ -72,8 +83,8 @@ def summary(run: RunView) -> str:
     others = [eps for eps in run.eps_grid if eps != run.main_eps]
     if others:
         tables = "".join(f"<h3>eps {eps:g}</h3>{html_table(summary_rows(run, eps), hide)}" for eps in others)
-        listed = _listed(f"{eps:g}" for eps in others)
-        text += f"<details><summary>The same at eps {listed}</summary>{tables}</details>"
+        radii = listed(f"{eps:g}" for eps in others)
+        text += f"<details><summary>The same at eps {radii}</summary>{tables}</details>"
     return text
 
 
@@ -120,6 +131,7 @@ def _name(config: dict, key: str) -> str:
     return str(value.get("name", f"an unnamed {key}")) if isinstance(value, dict) else str(value or f"an unnamed {key}")
 
 
-def _listed(items) -> str:
+def listed(items) -> str:
+    """One, two and three."""
     items = list(items)
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"

@@ -93,3 +93,20 @@ def smoothing_settings(config: dict) -> dict:
 def shown_radii(config: dict) -> tuple[float, ...]:
     """The radii at which tables show certified accuracy."""
     return tuple(map(float, smoothing_settings(config).get("radii") or RADII))
+
+
+def missing_smoothing(variants: Sequence[Any], sigma: float | None) -> list[str]:
+    """The variants' smoothing ledgers at the recipe's sigma, if it has one, that are absent or have too few images."""
+    if sigma is None:
+        return []
+    held = {variant.name: ledger_at(variant.smoothed, sigma) for variant in variants}
+    full = max((len(ledger.verdicts) for ledger in held.values() if ledger), default=0)
+    missing = []
+    for variant in variants:
+        trained, ledger = variant.stages.get("finetune"), held[variant.name]
+        if ledger is None and trained and trained.complete:
+            missing.append(f"{variant.name}: not certified yet by smoothing with sigma {sigma:g}.")
+        elif ledger is not None and len(ledger.verdicts) < full:
+            done = f"only {len(ledger.verdicts)} of {full} images are decided"
+            missing.append(f"{variant.name}: by smoothing with sigma {sigma:g} {done}.")
+    return missing
