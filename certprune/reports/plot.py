@@ -47,7 +47,7 @@ def curve_figure(curves: Sequence[Curve], size: tuple[float, float] = (7.2, 4.2)
     axes.tick_params(colors=INK, length=0, labelsize=9)
     axes.tick_params(axis="x", length=3, color=QUIET)
     if stepped:  # they end at zero, where labels would crowd
-        axes.legend(loc="upper right", frameon=False, fontsize=9, labelcolor=INK)
+        figure.legend(loc="outside right upper", frameon=False, fontsize=9, labelcolor=INK)
         return figure
     grid = sorted({point.eps for curve in curves for point in curve.points})
     if len(grid) <= 8:

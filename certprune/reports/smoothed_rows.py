@@ -50,12 +50,13 @@ class SmoothedRow:
 
     @property
     def columns(self) -> tuple[Column, ...]:
+        """Accuracies in per cent, headed by their radius."""
         return (
             Column("Network", lambda row: row.label, left=True),
             *SIZE_COLUMNS,
             Column("Images", lambda row: f"{row.n:,}"),
             *_radius_columns(self.radii),
-            Column("Abstained %", lambda row: points(row.abstained)),
+            Column("Abstained", lambda row: points(row.abstained)),
             *TIME_COLUMNS,
         )
 
@@ -76,7 +77,7 @@ class SmoothedRow:
 
 def _radius_columns(radii: Sequence[float]) -> list[Column]:
     return [
-        Column(f"r = {radius:g}, %", lambda row, place=place: points(row.certified[place]))
+        Column(f"r = {radius:g}", lambda row, place=place: points(row.certified[place]))
         for place, radius in enumerate(radii)
     ]
 

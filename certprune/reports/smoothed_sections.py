@@ -63,7 +63,12 @@ def paired(run: RunView) -> str:
 
 
 def _table(rows: list[SmoothedRow]) -> str:
-    return html_table(rows) + f'<p class="note">{escape(_about(rows))}</p>'
+    hide = ("Weights kept", "Images") if _one_count(rows) else ("Weights kept",)  # the page is only so wide
+    return html_table(rows, hide) + f'<p class="note">{escape(_about(rows))}</p>'
+
+
+def _one_count(rows: list[SmoothedRow]) -> bool:
+    return len({row.n for row in rows}) == 1
 
 
 def _way(row: SmoothedRow) -> str:
@@ -72,9 +77,10 @@ def _way(row: SmoothedRow) -> str:
 
 def _about(rows: list[SmoothedRow]) -> str:
     first = rows[0]
+    images = f"{first.n:,} images" if _one_count(rows) else "the images"
     text = (
-        f"Right with a certified ℓ2 radius (pixels in [0, 1]) of at least r, by smoothing with noise of sigma "
-        f"{first.sigma:g}; in brackets, 95 % Wilson intervals."
+        f"Per cent of {images} that are right with a certified ℓ2 radius (pixels in [0, 1]) of at least r, by smoothing "
+        f"with noise of sigma {first.sigma:g}; in brackets, 95 % Wilson intervals."
     )
     if first.samples and first.alpha:
         from certifiers.smoothing import certified_radius, lower_confidence_bound, radius_text
@@ -84,6 +90,6 @@ def _about(rows: list[SmoothedRow]) -> str:
             f" Each image’s radius comes from {first.samples:,} noisy copies and holds with probability "
             f"{1 - first.alpha:g}; so many copies can certify no radius above {radius_text(most)}."
         )
-    if len({row.n for row in rows}) > 1:
+    if not _one_count(rows):
         text += " The networks were not certified on equally many images: do not compare them yet."
     return text
