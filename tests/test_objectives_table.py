@@ -12,6 +12,8 @@ import yaml
 from typer.testing import CliRunner
 
 from certifiers.errors import InputError
+from certifiers.smoothing import SmoothedLedger, SmoothedVerdict
+from certifiers.verdict import Status
 from certprune.cli import app
 from certprune.reports import families_csv, families_of, families_page, read_run
 from certprune.reports.look import order
@@ -49,6 +51,18 @@ def write(folder, counts, *, seed=0, name="crown", objective=("crown_ibp", 0.1),
                 rows.append(verdict(index, word, objective[1], "crown"))
         write_ledger(folder, variant, objective[1], rows, seed=seed)
     return folder
+
+
+def smooth(folder, variant, radii, *, sigma=0.25, suffix=""):
+    """A smoothing ledger with one image for each radius: None abstains, a negative one is a wrong prediction's."""
+    path = folder / "certificates" / variant / f"smoothing-{sigma:g}{suffix}.jsonl"
+    header = {"model": variant, "data": "mnist-5k", "split": "test", "norm": "l2", "sigma": sigma, "n0": 10}
+    with SmoothedLedger(path, header | {"n": 100, "alpha": 0.001, "seed": 0}) as ledger:
+        for index, radius in enumerate(radii):
+            status = "abstained" if radius is None else "certified" if radius > 0 else "misclassified"
+            prediction = None if radius is None else int(radius < 0)
+            row = SmoothedVerdict(index, 0, prediction, Status(status), abs(radius or 0.0), (1,), (1,), 0.1)
+            ledger.append([row])
 
 
 def table_of(page, heading):
@@ -206,3 +220,50 @@ def test_rows_are_in_the_order_of_every_report(runs):
 
     keys = [order(network(row.variant)) for row in table.rows]
     assert keys == sorted(keys) and table.rows[0].label == "dense"
+
+
+@pytest.fixture
+def noisy(tmp_path):
+    """Gaussian noise: of four images, seed 0 certifies two at 0.25 and one at 0.5; seed 1 three and two."""
+    folders = []
+    plans = {0: [0.3, 0.6, -0.4, None], 1: [0.3, 0.6, 0.7, None]}
+    for seed, radii in plans.items():
+        folder = write(tmp_path / f"gaussian-{seed}", {}, seed=seed, name="gaussian", certify={"eps": []})
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config["objective"] = {"name": "gaussian", "sigma": 0.25}
+        config["certify"] |= {"eps": None, "smoothing": {"sigma": 0.25, "radii": [0.0, 0.25, 0.5]}}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        smooth(folder, "dense", radii)
+        smooth(folder, "score-uniform-0.99", [0.6, 0.6, 0.1, None])
+        smooth(folder, "magnitude-uniform-0.99", [0.1, 0.1, -0.1, None])
+        smooth(folder, "dense", [0.9] * 4, suffix="-n=1000")  # by other settings than the recipe's: not shown
+        folders.append(folder)
+    return folders
+
+
+def test_smoothed_families_have_a_column_for_each_radius(noisy, runs):
+    found = families_of([read_run(folder) for folder in noisy + runs])
+    (table,) = found[0].tables
+    assert (found[0].title, table.source.kind) == ("Gaussian noise, sigma 0.25", "smoothing")
+    each = table.dense.cells.each
+    assert each == {"r=0": (0.5, 0.75), "r=0.25": (0.5, 0.75), "r=0.5": (0.25, 0.5)}
+    gap = table.gap(0.99, "uniform").cells
+    assert gap.each == {"r=0": (0.25, 0.25), "r=0.25": (0.5, 0.5), "r=0.5": (0.5, 0.5)}
+    page = families_page(found, "T", "c")
+    assert "| Objective | sigma | r = 0 % | r = 0.25 % | r = 0.5 % |" in page
+    assert "| Gaussian noise | 0.25 | +25.0 [+25.0, +25.0] | +50.0 [+50.0, +50.0] |" in page
+    assert "ℓ2 radii by randomized smoothing with sigma 0.25 (n0 10, n 100, alpha 0.001); mnist-5k test images." in page
+    rows = [row for row in csv.DictReader(io.StringIO(families_csv(found))) if row["certified_by"] == "smoothing"]
+    assert len(rows) == (9 + 4) * 3 and {row["level"] for row in rows} == {"0.25"}
+
+
+def test_smoothing_that_is_not_there_is_said(noisy):
+    folder = noisy[0]
+    (folder / "certificates" / "score-uniform-0.99" / "smoothing-0.25.jsonl").unlink()
+    (folder / "score-uniform-0.99" / "finetune").mkdir(parents=True)
+    (folder / "score-uniform-0.99" / "finetune" / "stage.json").write_text("{}")
+    smooth(folder, "score-erk-0.9", [0.5])
+    missing = read_run(folder).missing
+    for words in ("score-uniform-0.99: not certified yet by smoothing", "score-erk-0.9: by smoothing"):
+        assert any(line.startswith(words) and "sigma 0.25" in line for line in missing), missing
+    assert any("only 1 of 4 images" in line for line in missing)

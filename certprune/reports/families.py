@@ -194,7 +194,9 @@ def _sources(runs: list[RunView], eps: float | None) -> list[Source]:
     wanted = next((run.main_eps for run in runs if run.main_eps is not None), None) if eps is None else eps
     held = wanted is not None and any(variant.ledger(wanted) for run in runs for variant in run.variants)
     radii = tuple(Measure(f"r={radius:g}", f"r = {radius:g} %", radius) for radius in shown_radii(runs[0].config))
-    sigmas = sorted({ledger.sigma for run in runs for variant in run.variants for ledger in variant.smoothed})
+    sigmas = sorted(
+        {ledger.sigma for run in runs for variant in run.variants for ledger in variant.smoothed if ledger.usual}
+    )
     return [Source("bounds", wanted, BY_BOUNDS)] * held + [Source("smoothing", sigma, radii) for sigma in sigmas]
 
 

@@ -13,7 +13,8 @@ from certprune.reports.compare import BASELINES
 from certprune.reports.look import DASHES, LIGHT, MARKERS, Network, Style, chosen_by
 from certprune.reports.read import RunView, Variant
 from certprune.reports.rows import Rate, network, rate, rates
-from certprune.reports.smoothed import RADII, accuracy_at, ledger_at
+from certprune.reports.smoothed import accuracy_at, ledger_at, shown_radii, smoothing_settings
+from certprune.reports.smoothed_rows import main_radius
 
 MANY = 16  # networks; more lines than these in one chart cannot be told apart
 
@@ -58,15 +59,14 @@ class SparsityLine:
 def sparsity_panels(run: RunView) -> list[Panel]:
     """What there is to draw: by bounds at the main eps, and by smoothing with the recipe's sigma.
 
-    Of the radii, 0 (the accuracy of the smoothed classifier) and the recipe's nearest to twice sigma.
+    Of the radii, 0 (the accuracy of the smoothed classifier) and the one that cards and differences are about.
     """
     panels = list(BY_BOUNDS) if run.main_eps is not None else []
-    settings = (run.config.get("certify") or {}).get("smoothing") or {}
-    found = sorted({ledger.sigma for variant in run.variants for ledger in variant.smoothed})
+    found = sorted({ledger.sigma for variant in run.variants for ledger in variant.smoothed if ledger.usual})
     if found:
-        sigma = settings.get("sigma") if settings.get("sigma") in found else found[0]
-        radii = [radius for radius in settings.get("radii") or RADII if radius > 0] or list(RADII[1:])
-        radius = min(radii, key=lambda radius: abs(radius - 2 * sigma))
+        planned = smoothing_settings(run.config).get("sigma")
+        sigma = planned if planned in found else found[0]
+        radius = main_radius(shown_radii(run.config))
         panels.append(Panel("smoothed", f"Accuracy under noise of {sigma:g}", sigma, 0.0))
         panels.append(Panel("radius", f"Certified at ℓ2 radius {radius:g}", sigma, radius))
     return panels
