@@ -3,6 +3,7 @@
 Every function takes a run that may be unfinished and returns an empty string where there is nothing to show.
 """
 
+import math
 from html import escape
 
 from certprune.reports.compare import BASELINES
@@ -79,16 +80,16 @@ def _about(rows: list[SmoothedRow]) -> str:
     first = rows[0]
     images = f"{first.n:,} images" if _one_count(rows) else "the images"
     text = (
-        f"Per cent of {images} that are right with a certified ℓ2 radius (pixels in [0, 1]) of at least r, by smoothing "
-        f"with noise of sigma {first.sigma:g}; in brackets, 95 % Wilson intervals."
+        f"Per cent of {images} that are right with a certified ℓ2 radius (pixels in [0, 1]) of at least r, by "
+        f"smoothing with noise of sigma {first.sigma:g}; in brackets, 95 % Wilson intervals."
     )
     if first.samples and first.alpha:
-        from certifiers.smoothing import certified_radius, lower_confidence_bound, radius_text
+        from certifiers.smoothing import certified_radius, lower_confidence_bound
 
         most = certified_radius(lower_confidence_bound(first.samples, first.samples, first.alpha), first.sigma)
         text += (
             f" Each image’s radius comes from {first.samples:,} noisy copies and holds with probability "
-            f"{1 - first.alpha:g}; so many copies can certify no radius above {radius_text(most)}."
+            f"{1 - first.alpha:g}; so many copies can certify no radius above {math.ceil(1000 * most) / 1000:g}."
         )
     if not _one_count(rows):
         text += " The networks were not certified on equally many images: do not compare them yet."
