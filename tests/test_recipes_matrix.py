@@ -116,4 +116,5 @@ def test_every_objective_has_its_recipe(folder):
     for name in OBJECTIVES:
         assert found[name].objective["name"] == name
         # Smoothing is certified by smoothing; an eps would belong to another guarantee.
-        assert bool(found[name].eps_grid) == ("sigma" not in found[name].objective)
+        smoothed = "sigma" in found[name].objective
+        assert bool(found[name].eps_grid) != smoothed and (found[name].certify.smoothing is not None) == smoothed
