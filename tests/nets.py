@@ -81,6 +81,30 @@ def tiny_residual(seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Modul
     return net.to(dtype).eval()
 
 
+class HalfSpace(nn.Module):
+    """Class 1 where w.x + b > 0; smoothing it has closed forms: the distance to the plane, in x and in probability."""
+
+    def __init__(self, size: int = 6, seed: int = 3) -> None:
+        super().__init__()
+        weights = torch.randn(size, generator=torch.Generator().manual_seed(seed))
+        self.w = nn.Parameter(weights, requires_grad=False)
+        self.b = nn.Parameter(-0.5 * weights.sum(), requires_grad=False)  # through the middle of [0, 1]^size
+        self.eval()
+
+    def forward(self, x):
+        score = x @ self.w + self.b
+        return torch.stack([torch.zeros_like(score), score], 1)
+
+    def distance(self, x):
+        """Signed, (batch,), in double precision."""
+        return (x.double() @ self.w.double() + self.b.double()) / self.w.double().norm()
+
+    def at(self, distances):
+        """Points with these signed distances to the plane."""
+        distances = torch.as_tensor(distances, dtype=torch.float64)
+        return (0.5 + distances[:, None] * self.w.double() / self.w.double().norm()).float()
+
+
 NETS = {"mlp": tiny_mlp, "conv": tiny_conv, "bn": tiny_bn, "residual": tiny_residual}
 
 
