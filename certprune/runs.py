@@ -72,12 +72,12 @@ class Run:
         masks = read_tensors(self.stage_folder("prune", variant) / "masks.safetensors")
         return {name: mask.bool() for name, mask in masks.items()}
 
-    def record_stage(self, stage: str, variant: str, seconds: float, epochs: int) -> None:
-        """Note a stage's time in ``provenance.json``."""
+    def record_stage(self, stage: str, variant: str, seconds: float, epochs: int, objective: str) -> None:
+        """Note a stage's time, and the name of what it minimised, in ``provenance.json``."""
         path = self.folder / "provenance.json"
         record = read_json(path)
         key = stage if stage == "pretrain" else f"{variant}/{stage}"
-        record["stages"][key] = {"seconds": seconds, "epochs": epochs}
+        record["stages"][key] = {"seconds": seconds, "epochs": epochs, "objective": objective}
         write_json(path, record)
 
 

@@ -171,23 +171,26 @@ def _train(
         batch_statistics=stage != "prune",
         device=device,
     )
-    objective = build_objective(recipe.stage_objective(stage, variant))
-    result = train(model, parameters, objective, data, plan, folder, progress)
+    settings = recipe.stage_objective(stage, variant)
+    result = train(model, parameters, build_objective(settings), data, plan, folder, progress)
     freeze_masks(model)
-    _save(run, stage, name, model, result, data)
+    _save(run, stage, name, model, settings, result, data)
 
 
-def _save(run: Run, stage: str, name: str, model: nn.Module, result: TrainResult, data: Any) -> None:
+def _save(
+    run: Run, stage: str, name: str, model: nn.Module, objective: dict[str, Any], result: TrainResult, data: Any
+) -> None:
     """Write a stage's weights, then its record, which makes it complete."""
     folder = run.stage_folder(stage, name)
     write_tensors(folder / "model.safetensors", materialize(model).state_dict())
     masks = mask_state(model)
     if masks:
         write_tensors(folder / "masks.safetensors", masks)
-    run.record_stage(stage, name, result.seconds, len(result.history))
+    run.record_stage(stage, name, result.seconds, len(result.history), objective["name"])
     record = {
         "stage": stage,
         "variant": None if stage == "pretrain" else name,
+        "objective": objective,
         "epochs": len(result.history),
         "selected_epoch": result.selected_epoch,
         "seconds": result.seconds,

@@ -133,6 +133,16 @@ def test_scores_are_learned_against_the_variants_objective(trained):
     assert all(any(not one[key].equal(other[key]) for key in one) for one, other in ((masks[0], masks[1]), masks[1:]))
 
 
+def test_the_run_says_what_each_stage_minimised(trained):
+    run, _ = trained
+    stages = json.loads((run.folder / "provenance.json").read_text())["stages"]
+    assert stages["pretrain"]["objective"] == stages["score-erk-0.8/prune"]["objective"] == "benign"
+    assert stages["score-ibp-erk-0.8/prune"]["objective"] == "ibp"
+    assert run.stage_record("prune", "score-ibp-erk-0.8")["objective"]["eps"] == 0.1
+    page = write_report(run.folder, run.folder / "page.html").read_text()
+    assert "12 epochs of IBP" in page and "10 epochs of benign" in page and "12 epochs of benign" in page
+
+
 def test_the_robust_subnetwork_is_provable_where_magnitudes_is_not(trained):
     from certifiers import LinfBall, certify
     from certifiers.verdict import summarise

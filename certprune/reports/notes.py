@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from certprune.reports.look import objective_label
 from certprune.reports.read import RunView
 from certprune.reports.rows import duration, ordered
 
@@ -162,7 +163,8 @@ def _times(run: RunView) -> str:
         for stage in variant.stages.values():
             what = text if stage.name == "pretrain" else f"{text}: {stage.name}"
             state = "" if stage.complete else " (not finished)"
-            rows.append((what, f"{stage.epochs} epochs{state}", duration(stage.seconds)))
+            against = f" of {objective_label(stage.objective)}" if stage.objective and stage.epochs else ""
+            rows.append((what, f"{stage.epochs} epochs{against}{state}", duration(stage.seconds)))
         for ledger in variant.ledgers:
             seconds = duration(ledger.seconds)
             rows.append((f"{text}: certify at eps {ledger.eps:g}", f"{len(ledger.verdicts):,} images", seconds))

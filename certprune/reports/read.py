@@ -30,6 +30,7 @@ class Stage:
     seconds: float  # training time so far
     sparsity: dict | None  # {"total", "kept", "weights", "layers": [{"name", "weights", "kept"}]}
     metrics: list[dict] = field(repr=False)  # one entry an epoch, see metrics.jsonl
+    objective: str | None = None  # the name of what it minimised, where that is on record
 
 
 @dataclass(frozen=True)
@@ -263,6 +264,7 @@ def _read_stage(folder: Path, label: str, missing: list[str]) -> Stage | None:
         seconds=float(record.get("seconds") or sum(entry.get("seconds", 0.0) for entry in metrics)),
         sparsity=record.get("sparsity"),
         metrics=metrics,
+        objective=_objective(record),
     )
 
 
