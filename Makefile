@@ -13,13 +13,14 @@ PIP   := $(RUN) -m pip install --quiet --disable-pip-version-check
 READY := $(VENV)/.ready
 
 SEEDS := 0 1 2
+FAMILIES := crown_ibp mixtrain adversarial stability
 HYDRA := $(foreach seed,$(SEEDS),runs/fashion_mnist_hydra-$(seed))
 
 .PHONY: help venv demo test test-all lint bench
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@grep -E '^[a-z/.-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 20
+	@grep -E '^[a-z/.-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 24
 
 venv: $(READY) ## make .venv with everything in it
 
@@ -61,3 +62,13 @@ results/hydra.md: venv ## learned scores against least magnitude on Fashion-MNIS
 	  || exit 1; \
 	done
 	$(RUN) run.py table $(HYDRA) --title "Learned scores against least magnitude, Fashion-MNIST at eps 0.1" -o $@
+
+# Some hours on two cores; interrupted, the same command goes on. `make -j2` runs two at a time, one thread each.
+OBJECTIVES := $(foreach family,$(FAMILIES),$(foreach seed,$(SEEDS),runs/$(family)-$(seed)))
+.PHONY: $(OBJECTIVES)
+$(OBJECTIVES): runs/%: venv
+	$(RUN) run.py run configs/fashion_mnist/$(basename $(subst -,.,$*)).yaml \
+	  seed=$(lastword $(subst -, ,$*)) output=$@ threads=1
+
+results/objectives.md: $(OBJECTIVES) ## four families of objectives on Fashion-MNIST, dense and pruned, three seeds
+	$(RUN) run.py compare $(OBJECTIVES) --title "Four families of objectives, Fashion-MNIST" -o $@
