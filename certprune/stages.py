@@ -67,7 +67,7 @@ def check_network(recipe: Recipe, data: Any) -> None:
     from certifiers import bounds
 
     model = new_model(recipe, data)
-    if set(bounds.METHODS).intersection(recipe.certify.methods):
+    if recipe.eps_grid and set(bounds.METHODS).intersection(recipe.certify.methods):
         bounds.trace(model, data.shape)
     for variant in recipe.variants:
         if not variant.dense:
