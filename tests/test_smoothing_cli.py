@@ -204,6 +204,11 @@ def test_smooth_says_what_is_not_there(cli, tmp_path, work):
     cli.refuses("smooth", work, "--sigma", "0.5", saying=["finetune", "not complete", "certprune run"])
 
 
+def test_the_table_at_an_eps_points_to_the_one_of_radii(cli, finished):
+    cli.refuses("table", finished, saying=["no network certified at any eps", "certprune compare"])
+    assert cli("compare", finished, "-o", "page.md") == 0 and "r = 0.25" in Path("page.md").read_text()
+
+
 # ---- curves
 
 

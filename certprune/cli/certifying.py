@@ -113,6 +113,11 @@ def table(
     runs = [read_run(folder) for folder in folders]
     radius = None if eps is None else _radius(eps)
     rows = aggregate(runs, runs[0].main_eps if radius is None else radius)
+    if not rows:
+        raise InputError(
+            f"{folders[0]} has no network certified at {'any eps' if radius is None else f'eps {radius:g}'}. Certify "
+            "first (certprune certify RUN), or, for radii by smoothing, use certprune compare."
+        )
     console().print(rich_table(rows))
     if out is not None:
         write_text(out, study_page(runs, title, command_line(), radius))
