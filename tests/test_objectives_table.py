@@ -116,6 +116,7 @@ def test_differences_are_paired_by_seed_and_only_where_both_are(runs):
     missing = ibp.tables[0].gap(0.99, "uniform").cells
     assert missing.seeds == () and missing.rates["certified"] is None
     assert crown.tables[0].gap(0.5, "uniform") is None
+    assert {gap.label for gap in crown.tables[0].gaps} == {"learned scores − least magnitude"}
 
 
 def test_page_shows_every_figure_and_a_dash_for_what_is_missing(runs):

@@ -15,7 +15,7 @@ import yaml
 from certifiers.errors import InputError
 from certprune.data import load_data
 from certprune.recipes import differences, dump_recipe, load_recipe, parse_recipe
-from certprune.reports import read_run, write_report
+from certprune.reports import families_of, read_run, write_report
 from certprune.reports.look import Network, label
 from certprune.reports.sparsity import line_styles, many_networks, sparsity_csv, sparsity_lines, sparsity_panels
 from certprune.runs import start_run
@@ -309,3 +309,16 @@ def test_the_shipped_recipe():
     assert {variant.sparsity for variant in recipe.variants if variant.criterion == "magnitude"} == {
         variant.sparsity for variant in recipe.variants if not variant.dense
     }
+
+
+def test_side_by_side_tells_the_objectives_of_scores_apart(tmp_path):
+    (family,) = families_of([read_run(made_run(tmp_path / "run"))])
+    (table,) = family.tables
+    found = {(gap.label, gap.first.sparsity): gap.cells.rates["certified"].value for gap in table.gaps}
+    assert found == {
+        ("learned scores (IBP) − least magnitude", 0.5): pytest.approx(0.1),
+        ("learned scores (adversarial) − least magnitude", 0.5): pytest.approx(0.2),
+        ("learned scores (IBP) − least magnitude", 0.9): pytest.approx(0.2),
+        ("learned scores (adversarial) − least magnitude", 0.9): pytest.approx(0.3),
+    }
+    assert table.gap(0.9, "erk") is None  # none of them is by the family's own objective

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
 from certifiers.errors import InputError
 from certifiers.verdict import Status
 from certprune.reports.compare import BASELINES, pairs_to_compare
-from certprune.reports.look import BUDGETS, CRITERIA, NORMS, objective_label, percent
+from certprune.reports.look import BUDGETS, NORMS, chosen_by, objective_label, percent
 from certprune.reports.read import LedgerView, RunView, Variant
-from certprune.reports.rows import Rate, ordered
+from certprune.reports.rows import Rate, network, ordered
 from certprune.reports.seeds import check_same_recipe, mean_rate, recipe_of
 from certprune.reports.smoothed import accuracy_at, ledger_at, shown_radii
 
@@ -100,16 +100,13 @@ class FamilyTable:
         return next((row for row in self.rows if row.variant.criterion is None), None)
 
     def gap(self, sparsity: float, budget: str) -> GapRow | None:
-        """Learned scores minus magnitude at this sparsity and budget."""
-        wanted = ("score", "magnitude", sparsity, budget)
-        return next(
-            (
-                g
-                for g in self.gaps
-                if (g.first.criterion, g.second.criterion, g.first.sparsity, g.first.budget) == wanted
-            ),
-            None,
-        )
+        """Scores learned against the family's own objective minus magnitude, at this sparsity and budget."""
+        wanted = ("score", None, sparsity, budget, "magnitude")
+        for gap in self.gaps:
+            each = gap.first
+            if (each.criterion, each.objective, each.sparsity, each.budget, gap.second.criterion) == wanted:
+                return gap
+        return None
 
 
 @dataclass(frozen=True)
@@ -270,7 +267,7 @@ def _paired(first: dict, second: dict, source: Source) -> Cells:
 
 
 def _difference(first: Variant, second: Variant) -> str:
-    return " \N{MINUS SIGN} ".join(CRITERIA.get(each.criterion, str(each.criterion)) for each in (first, second))
+    return " \N{MINUS SIGN} ".join(chosen_by(replace(network(each), budget=None)) for each in (first, second))
 
 
 def budget_label(variant: Variant) -> str:
