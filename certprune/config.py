@@ -9,32 +9,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-Whole = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
+from certprune.certify_settings import CertifySettings, SmoothingSettings
+from certprune.settings import Fraction, Named, Positive, Rate, Settings, Whole
+
 FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
 RESERVED = ("pretrain", "certificates")
-
-
-class Settings(BaseModel):
-    """Frozen, strict (``"3"`` is no number), and closed: a key that is not listed is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Named(BaseModel):
-    """A name out of a registry and the options of what it names, which are checked where it is built."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
-
-    name: str
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
 
 
 class DataSettings(Named):
@@ -153,66 +134,6 @@ class VariantSettings(Settings):
         if self.dense and self.model_fields_set & {"criterion", "sparsity", "budget"}:
             raise ValueError("a dense variant is not pruned: leave out criterion, sparsity and budget")
         return self
-
-
-class SmoothingSettings(Settings):
-    """Certification by randomized smoothing (Cohen et al. 2019, arXiv 1902.02918): one pass gives every radius.
-
-    ``sigma``: of the noise, in pixels (null: the objective's). ``n0`` noisy samples select an image's class, ``n``
-    estimate its probability; ``alpha``: how often a certificate may be wrong. ``count``: only the first so many
-    images of the split. ``radii``: the l2 radii, in pixels, that tables show. ``batch_size``: noisy samples in a
-    forward pass (null: what suits the device); it does not change the noise.
-    """
-
-    sigma: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    n0: Positive = 100
-    n: Positive = 10_000
-    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.001
-    count: Positive | None = 500
-    radii: Annotated[tuple[Rate, ...], Field(strict=False, min_length=1)] = (0.0, 0.25, 0.5, 0.75, 1.0)
-    batch_size: Positive | None = None
-
-    @field_validator("radii")
-    @classmethod
-    def _once(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if len(set(value)) < len(value):
-            raise ValueError("the same radius stands there twice; give each once")
-        return tuple(sorted(value))
-
-
-class CertifySettings(Settings):
-    """Which inputs are certified, at which eps (null: the objective's), by which methods, cheapest first.
-
-    ``count``: only the first so many images of the split. Every image is attacked before it is proven.
-    ``smoothing``: certify by randomized smoothing too. A recipe whose objective trains under noise (it has a sigma
-    and no eps) does so by itself, unless it says ``smoothing: null``.
-    """
-
-    methods: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = ("ibp", "crown-ibp", "crown")
-    eps: Annotated[tuple[Rate, ...], Field(strict=False, min_length=1)] | None = None
-    split: Literal["train", "validation", "test"] = "test"
-    count: Positive | None = None
-    attack_steps: Whole = 40
-    attack_restarts: Positive = 1
-    batch_size: Positive = 200
-    smoothing: SmoothingSettings | None = None
-
-    @field_validator("methods")
-    @classmethod
-    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        from certifiers.certification import METHODS
-        from certprune.registry import look_up
-
-        for method in value:
-            look_up("method", method, dict.fromkeys(METHODS))
-        return value
-
-    @field_validator("eps")
-    @classmethod
-    def _once(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        if value is not None and len(set(value)) < len(value):
-            raise ValueError("the same eps stands there twice; give each once")
-        return value
 
 
 class Recipe(Settings):
