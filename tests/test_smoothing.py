@@ -289,8 +289,15 @@ def test_prediction_is_returned_only_when_it_is_clear():
 
 def test_abstains_where_a_majority_is_not_shown():
     model = HalfSpace()
-    (close,) = SmoothedClassifier(model, 2, 0.25).certify(model.at([0.002]), n=1000)
-    assert close.prediction is None and close.radius == 0.0 and close.p_lower <= 0.5 and sum(close.counts) == 1000
+    far, close = SmoothedClassifier(model, 2, 0.25).certify(model.at([2.0, 0.002]).clamp(0, 1), n=1000)
+    assert str(far).startswith("class 1 within l2 radius 0.") and float(str(far).split()[-1]) <= far.radius
+    assert (
+        str(close) == "abstained"
+        and close.prediction is None
+        and close.radius == 0.0
+        and close.p_lower <= 0.5
+        and sum(close.counts) == 1000
+    )
 
 
 # ---- what is refused

@@ -16,6 +16,7 @@ from certifiers.smoothing.bounds import (
     check_samples,
     check_sigma,
     lower_confidence_bound,
+    radius_text,
 )
 from certifiers.smoothing.noise import fill_gaussian, stream
 from certifiers.smoothing.sampling import class_counts
@@ -37,6 +38,11 @@ class Certificate:
     p_lower: float
     selection: tuple[int, ...]
     counts: tuple[int, ...]
+
+    def __str__(self) -> str:
+        if self.prediction is None:
+            return "abstained"
+        return f"class {self.prediction} within l2 radius {radius_text(self.radius)}"
 
 
 @dataclass(frozen=True, eq=False)
