@@ -12,6 +12,8 @@ from certprune.reports.read import RunView
 from certprune.reports.rows import Rate, Row, network, points, summary_rows
 from certprune.reports.tables import html_table
 
+CARDS = 8  # more figures in large print are no headline
+
 
 def sentence(run: RunView) -> str:
     """What this run is, in plain words (not escaped)."""
@@ -50,7 +52,7 @@ def headline(run: RunView) -> str:
         return ""
     gaps = differences([run])
     by_name = dict(zip((row.variant for row in rows), styles(_networks(run, rows)), strict=True))
-    cards = "".join(_card(run, row, gaps, by_name[row.variant].slot) for row in chosen[:6])
+    cards = "".join(_card(run, row, gaps, by_name[row.variant].slot) for row in chosen[:CARDS])
     return f'<div class="cards">{cards}</div>'
 
 

@@ -10,7 +10,7 @@ from certprune.reports.compare import BASELINES
 from certprune.reports.look import styles
 from certprune.reports.read import RunView
 from certprune.reports.rows import network, points
-from certprune.reports.sections import card, listed
+from certprune.reports.sections import CARDS, card, listed
 from certprune.reports.smoothed_rows import SmoothedRow, main_radius, smoothed_differences, smoothed_rows
 from certprune.reports.tables import html_table
 
@@ -25,7 +25,7 @@ def cards(run: RunView) -> str:
     looks = styles(network(run.variant(row.variant)) for row in rows)
     slots = {row.variant: style.slot for row, style in zip(rows, looks, strict=True)}
     gaps = smoothed_differences(run, rows[0].sigma)
-    return f'<div class="cards">{"".join(_card(row, gaps, slots[row.variant]) for row in chosen[:6])}</div>'
+    return f'<div class="cards">{"".join(_card(row, gaps, slots[row.variant]) for row in chosen[:CARDS])}</div>'
 
 
 def _card(row: SmoothedRow, gaps, slot: int) -> str:

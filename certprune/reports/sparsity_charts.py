@@ -55,7 +55,7 @@ def sparsity_figure(run: RunView) -> bytes | None:
     places = figure.subplots(rows, min(len(panels), 3), sharey=True, squeeze=False).flatten()
     for axes, panel in zip(places, panels, strict=False):
         for line, style in zip(lines, looks, strict=True):
-            _plot(axes, line, style, panel, _reach(lines))
+            _plot(axes, line, style, panel, _ends(lines))
         _dress(axes, lines, panel)
     for axes in places[len(panels) :]:
         axes.set_axis_off()
@@ -83,8 +83,11 @@ def _place(sparsity: float) -> float:
     return -math.log10(1 - sparsity)
 
 
-def _reach(lines: Sequence[SparsityLine]) -> float:
-    return max(_place(point.sparsity) for line in lines for point in line.points) or 1.0
+def _ends(lines: Sequence[SparsityLine]) -> tuple[float, float]:
+    """Where the axis begins and ends: at the dense network, unless all that is pruned is pruned hard."""
+    places = [_place(point.sparsity) for line in lines if not line.level for point in line.points]
+    low, high = min(places), max(places)
+    return (0.0, high) if low < _place(0.75) or low == high else (low - 0.1 * (high - low), high)
 
 
 def _range(lines: Sequence[SparsityLine]) -> tuple[float, float]:
@@ -97,7 +100,8 @@ def _range(lines: Sequence[SparsityLine]) -> tuple[float, float]:
 
 def _marks(lines: Sequence[SparsityLine], count: int) -> list[float]:
     """At most ``count`` sparsities to put a tick at: round ones, as far as the lines go (give or take rounding)."""
-    return sorted([mark for mark in MARKED if _place(mark) <= _reach(lines) + 0.02][:count])
+    low, high = _ends(lines)
+    return sorted([mark for mark in MARKED if low <= _place(mark) <= high + 0.02][:count])
 
 
 def _axes(lines: Sequence[SparsityLine], panel: Panel) -> Axes:
@@ -106,18 +110,18 @@ def _axes(lines: Sequence[SparsityLine], panel: Panel) -> Axes:
         y_label=panel.title,
         x_format=lambda place: percent(1 - 10**-place),
         y_format=lambda value: f"{100 * value:.1f}".removesuffix(".0") + " %",
-        x_range=(0.0, _reach(lines)),
+        x_range=_ends(lines),
         y_range=_range(lines),
-        x_ticks=tuple(min(_place(mark), _reach(lines)) for mark in _marks(lines, 5)),
+        x_ticks=tuple(min(_place(mark), _ends(lines)[1]) for mark in _marks(lines, 5)),
     )
 
 
 def _drawn(lines: Sequence[SparsityLine], looks: Sequence[Style], panel: Panel) -> list[Line]:
-    return [_line(line, style, panel, _reach(lines)) for line, style in zip(lines, looks, strict=True)]
+    return [_line(line, style, panel, _ends(lines)) for line, style in zip(lines, looks, strict=True)]
 
 
-def _line(line: SparsityLine, style: Style, panel: Panel, reach: float) -> Line:
-    xs, found = _values(line, panel, reach)
+def _line(line: SparsityLine, style: Style, panel: Panel, ends: tuple[float, float]) -> Line:
+    xs, found = _values(line, panel, ends)
     values = [rate.value for rate in found]
     if line.level:
         return Line(line.label, xs, values, style, points=False, width=1.5)
@@ -125,11 +129,11 @@ def _line(line: SparsityLine, style: Style, panel: Panel, reach: float) -> Line:
     return Line(line.label, xs, values, style, **band, width=1.8)
 
 
-def _values(line: SparsityLine, panel: Panel, reach: float) -> tuple[list[float], list[Rate]]:
+def _values(line: SparsityLine, panel: Panel, ends: tuple[float, float]) -> tuple[list[float], list[Rate]]:
     """Places and accuracies, those that were measured; a level goes from edge to edge."""
     held = [(point, point.rates[panel.key]) for point in line.points if panel.key in point.rates]
     if line.level and held:
-        return [0.0, reach], [held[0][1]] * 2
+        return list(ends), [held[0][1]] * 2
     return [_place(point.sparsity) for point, _ in held], [rate for _, rate in held]
 
 
@@ -146,8 +150,8 @@ def _caption(run: RunView, lines: Sequence[SparsityLine]) -> str:
     return text
 
 
-def _plot(axes, line: SparsityLine, style: Style, panel: Panel, reach: float) -> None:
-    xs, found = _values(line, panel, reach)
+def _plot(axes, line: SparsityLine, style: Style, panel: Panel, ends: tuple[float, float]) -> None:
+    xs, found = _values(line, panel, ends)
     if not xs:
         return
     colour = LIGHT[style.slot]
@@ -163,9 +167,9 @@ def _dress(axes, lines: Sequence[SparsityLine], panel: Panel) -> None:
     low, high = _range(lines)
     axes.set_ylim(low, high)
     axes.set_yticks(ticks(low, high, 5))
-    axes.set_xlim(0.0, _reach(lines))
+    axes.set_xlim(*_ends(lines))
     marks = _marks(lines, 6)
-    axes.set_xticks([min(_place(mark), _reach(lines)) for mark in marks], [percent(mark) for mark in marks])
+    axes.set_xticks([min(_place(mark), _ends(lines)[1]) for mark in marks], [percent(mark) for mark in marks])
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None, symbol=" %"))
     axes.set_title(panel.title, loc="left", fontsize=11, color=INK)
     axes.set_xlabel("weights removed", color=INK)
