@@ -278,6 +278,15 @@ def test_smoothing_certificates_have_charts_of_their_own(tmp_path):
     assert "Certified at ℓ2 radius 0.25" in page and "Accuracy under noise of 0.25" in page
 
 
+def test_the_axis_begins_where_the_pruned_networks_do(tmp_path):
+    ticks = {}
+    for name, sparsities in (("wide", (0.5, 0.9)), ("high", (0.9, 0.99))):
+        page = write_report(made_run(tmp_path / name, sparsities=sparsities)).read_text().replace("\xa0", " ")
+        chart = re.search(r'<svg class="chart" role="img" aria-label="Clean accuracy against weights.*?</svg>', page)[0]
+        ticks[name] = re.findall(r'text-anchor="middle">([\d.]+ %)<', chart)
+    assert ticks == {"wide": ["0 %", "50 %", "80 %", "90 %"], "high": ["90 %", "95 %", "99 %"]}
+
+
 def test_one_sparsity_makes_no_curve(tmp_path):
     folder = made_run(tmp_path / "run", sparsities=(0.5,))
     assert sparsity_lines(read_run(folder)) == []
