@@ -1,0 +1,146 @@
+"""Lower bounds of a reduced question on many subdomains at once: CROWN with optimised slopes and split multipliers.
+
+alpha (Xu et al. 2021, arXiv 2011.13824): the slope of the line below each unstable ReLU is free in [0, 1]. beta
+(Wang et al. 2021, arXiv 2103.06624): on a subdomain where a unit is known to be active (z >= 0) or inactive, a
+multiplier >= 0 of that knowledge may be added to the bound. Any alpha in [0, 1] and beta >= 0 give a sound bound;
+gradient ascent looks for good ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from .reduced import Reduced, Rows
+
+
+@dataclass
+class Domains:
+    """Subdomains of a question, ``count`` of them: what each knows of the units, and its best multipliers.
+
+    ``question``: (count,), the row of ``Reduced.asked`` it is about. ``lower``, ``upper``: (count, units). ``sign``:
+    +1 active, -1 inactive by a split, else 0. ``bound``: the best lower bound so far.
+    """
+
+    question: Tensor
+    lower: Tensor
+    upper: Tensor
+    sign: Tensor
+    alpha: Tensor
+    beta: Tensor
+    bound: Tensor
+
+    def __len__(self) -> int:
+        return len(self.bound)
+
+    def __getitem__(self, index) -> Domains:
+        return Domains(*(getattr(self, f.name)[index] for f in fields(self)))
+
+    @staticmethod
+    def cat(parts: list[Domains]) -> Domains:
+        return Domains(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Domains)))
+
+    @staticmethod
+    def root(problem: Reduced) -> Domains:
+        """The whole region, once for each question; alpha as CROWN chooses it."""
+        count, units = len(problem.asked), len(problem.lower)
+        lower, upper = (end.expand(count, units).clone() for end in (problem.lower, problem.upper))
+        nothing = torch.zeros_like(lower)
+        question = torch.arange(count, device=lower.device)
+        worst = lower.new_full((count,), -torch.inf)
+        return Domains(question, lower, upper, nothing, crown_slopes(lower, upper), nothing.clone(), worst)
+
+
+def crown_slopes(lower: Tensor, upper: Tensor) -> Tensor:
+    return (upper > -lower).to(lower)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """``value`` (count,); ``units`` (count, units): the coefficients that met each unit's output on the way back;
+    ``inputs`` (count, pixels): those that arrived at the input."""
+
+    value: Tensor
+    units: Tensor
+    inputs: Tensor
+
+
+def bound(problem: Reduced, rows: Rows, domains: Domains) -> Bound:
+    """Lower bounds of ``rows``, one for each of ``domains``, with the alpha and beta that these hold."""
+    lower, upper, alpha = domains.lower, domains.upper, domains.alpha
+    pull = domains.sign * domains.beta
+    inputs, constant = rows.inputs, rows.constant
+    pending = [rows.units[:, level] for level in problem.levels]
+    met = [None] * len(pending)
+    below, above = lower.clamp(max=0), upper.clamp(min=0)
+    chord = above / (above - below).clamp(min=torch.finfo(lower.dtype).tiny)
+    slope = torch.where(lower >= 0, 1.0, torch.where(upper <= 0, 0.0, alpha))
+    intercept = -chord * below
+    for index in range(len(problem.levels) - 1, -1, -1):
+        level, row = problem.levels[index], pending[index]
+        met[index] = row
+        positive, negative = row.clamp(min=0), row.clamp(max=0)
+        z = positive * slope[:, level] + negative * chord[:, level] - pull[:, level]
+        before = problem.before[level]
+        constant = constant + (negative * intercept[:, level]).sum(1) + z @ before.constant
+        inputs = inputs + z @ before.inputs
+        for earlier in range(index):
+            pending[earlier] = pending[earlier] + z @ before.units[:, problem.levels[earlier]]
+    value = problem.region.minimum(inputs.unsqueeze(0)).squeeze(0) + constant
+    return Bound(value, torch.cat(met, 1) if met else rows.units, inputs)
+
+
+def improve(problem: Reduced, rows: Rows, domains: Domains, steps: int, rate: float = 0.2) -> Bound:
+    """Ascend alpha and beta of ``domains`` in place for ``steps`` steps; the best of each domain is kept.
+
+    ``rows``: one for each domain. Domains proven on the way are not special: their bound is above 0.
+    """
+    steps = steps if problem.levels else 0  # without units there is nothing to improve
+    alpha, beta = domains.alpha.clone().requires_grad_(True), domains.beta.clone().requires_grad_(True)
+    split = bool((domains.sign != 0).any())
+    optimizer = torch.optim.Adam([{"params": [alpha], "lr": rate}, {"params": [beta], "lr": rate / 2}])
+    found = None
+    for step in range(steps + 1):
+        with torch.set_grad_enabled(step < steps):
+            now = bound(problem, rows, replace(domains, alpha=alpha, beta=beta))
+        value = now.value.detach()
+        better = (value > domains.bound).unsqueeze(1)
+        domains.bound = torch.maximum(domains.bound, value)
+        domains.alpha = torch.where(better, alpha.detach(), domains.alpha)
+        domains.beta = torch.where(better, beta.detach(), domains.beta)
+        kept = Bound(value, now.units.detach(), now.inputs.detach())
+        found = kept if found is None else Bound(
+            domains.bound, torch.where(better, kept.units, found.units), torch.where(better, kept.inputs, found.inputs)
+        )  # fmt: skip
+        if step == steps:
+            return found
+        optimizer.zero_grad(set_to_none=True)
+        (-now.value.sum()).backward()
+        if not split:
+            beta.grad = None
+        optimizer.step()
+        for group in optimizer.param_groups:
+            group["lr"] *= 0.97
+        with torch.no_grad():
+            alpha.clamp_(0, 1)
+            beta.clamp_(min=0)
+
+
+def tighten(problem: Reduced, steps: int, chunk: int = 512) -> Reduced:
+    """The question with smaller boxes of its units, level by level, by optimised slopes."""
+    lower, upper = problem.lower.clone(), problem.upper.clone()
+    for level in problem.levels[1:]:
+        now = Reduced(problem.before, problem.asked, problem.levels, lower, upper, problem.region)
+        rows = problem.before[level]
+        both = Rows.cat([rows, -rows])
+        for start in range(0, len(both), chunk):
+            some = both[start : start + chunk]
+            domains = Domains.root(now)[torch.zeros(len(some), dtype=torch.long)]
+            improve(now, some, domains, steps)
+            both.constant[start : start + chunk] = domains.bound  # from here on: the bounds
+        least, most = both.constant.chunk(2)
+        lower[level] = torch.maximum(lower[level], least)
+        upper[level] = torch.minimum(upper[level], -most)
+    return Reduced(problem.before, problem.asked, problem.levels, lower, torch.maximum(lower, upper), problem.region)
