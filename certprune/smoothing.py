@@ -8,7 +8,13 @@ from typing import Any
 import torch
 
 from certifiers.fingerprint import model_hash
-from certifiers.smoothing import SmoothedClassifier, SmoothedLedger, certified_accuracy, certify_smoothed
+from certifiers.smoothing import (
+    SmoothedClassifier,
+    SmoothedLedger,
+    certified_accuracy,
+    certify_smoothed,
+    smoothing_header,
+)
 from certprune.certifying import checked_indices
 from certprune.config import SmoothingSettings
 from certprune.progress import Progress
@@ -47,14 +53,16 @@ def smooth_network(
     stage = "pretrain" if variant == "pretrain" else "finetune"
     record = run.stage_record(stage, variant)
     model = run.load_model(variant, stage).to(device)
+    classifier = SmoothedClassifier(model, record["classes"], settings.sigma, settings.noise, settings.shared_noise)
     path = smoothing_path(run, variant, settings)
     header = {
         "model": model_hash(model),
         "data": data.name,
         "split": recipe.certify.split,
-        "norm": "l2",
+        **smoothing_header(classifier, settings.stopping),
         **{key: getattr(settings, key) for key in ("sigma", "n0", "n", "alpha")},
         "seed": recipe.seed,
+        "pixels": split.x[0].numel(),
         "variant": variant,
         "sparsity": record["sparsity"]["total"],
     }
@@ -63,32 +71,48 @@ def smooth_network(
         if decided == len(numbers):
             return path
         progress.begin(f"{variant} · smooth sigma {settings.sigma:g}", len(numbers), done=decided)
+        before = [decided]
+
+        def note(now: int, _: int) -> None:
+            progress.advance(now - before[-1])
+            before.append(now)
+
         verdicts = certify_smoothed(
-            SmoothedClassifier(model, record["classes"], settings.sigma),
+            classifier,
             split.x[numbers.start : numbers.stop],
             split.y[numbers.start : numbers.stop],
             n0=settings.n0,
             n=settings.n,
             alpha=settings.alpha,
+            stopping=settings.stopping,
             seed=recipe.seed,
             indices=numbers,
             batch_size=settings.batch_size,
             ledger=ledger,
-            on_input=lambda done, count: progress.advance(1),
+            on_input=note,
         )
-    progress.end(f"certified {radii_text(verdicts, settings.radii)}")
+    progress.end(f"certified {radii_text(verdicts, settings.radii)}{samples_text(verdicts, settings)}")
     return path
 
 
 def smoothing_path(run: Run, variant: str, settings: SmoothingSettings) -> Path:
-    """The ledger of ``variant`` at ``settings.sigma``; other n0, n or alpha than the recipe's are in its name."""
+    """The ledger of ``variant`` at ``settings.sigma``; other settings than the recipe's are in its name."""
     usual = run.recipe.certify.smoothing or SmoothingSettings()
     name = f"smoothing-{settings.sigma:g}"
-    for key in ("n0", "n", "alpha"):
+    for key in ("n0", "n", "alpha", "noise", "tolerance", "up_to", "decide", "shared_noise"):
         value = getattr(settings, key)
         if value != getattr(usual, key):
-            name += f"-{key}={value}"
+            words = "+".join(f"{radius:g}" for radius in value) if key == "decide" else str(value).lower()
+            name += f"-{key.replace('_', '')}={words or 'none'}"
     return run.folder / "certificates" / variant / f"{name}.jsonl"
+
+
+def samples_text(verdicts: list[Any], settings: SmoothingSettings) -> str:
+    """Where sampling may stop early, how many samples were drawn: ``", 1,234 samples an image"``; else nothing."""
+    if settings.stopping is None:
+        return ""
+    used = [settings.n if verdict.samples is None else verdict.samples for verdict in verdicts]
+    return f", {sum(used) / len(used):,.0f} samples an image"
 
 
 def radii_text(verdicts: list[Any], radii: tuple[float, ...]) -> str:

@@ -60,9 +60,12 @@ def test_verdicts_come_back_from_the_ledger_as_they_went_in(tmp_path):
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert lines[0] | {"model": "m"} == {"ledger": 1, "kind": "smoothing", **HEADER, "n0": 10, "n": 60}
     assert set(lines[1]) == {
-        "index", "label", "prediction", "status", "radius", "counts", "selection", "seconds"
+        "index", "label", "prediction", "status", "radius", "counts", "selection", "seconds", "samples"
     }  # fmt: skip
-    assert all(isinstance(count, int) for count in lines[1]["counts"]) and sum(lines[1]["counts"]) == 60
+    assert (
+        all(isinstance(count, int) for count in lines[1]["counts"])
+        and sum(lines[1]["counts"]) == lines[1]["samples"] == 60
+    )
 
 
 def test_a_cut_off_certification_goes_on_to_the_same_rows(tmp_path):

@@ -1,17 +1,21 @@
-"""Randomized smoothing (Cohen et al. 2019, arXiv 1902.02918): l2 certificates for any classifier, by sampling.
+"""Randomized smoothing (Cohen et al. 2019, arXiv 1902.02918): certificates for any classifier, by sampling.
 
 The pieces are separate, so that another noise, another confidence bound or another radius replaces one of them alone:
-:mod:`noise` draws, :mod:`sampling` turns draws into class counts, :mod:`bounds` turns counts into a probability that
-holds with confidence and a probability into a radius; :mod:`classifier` puts them together, :mod:`verdict` keeps what
-came out and :mod:`certification` fills a ledger.
+:mod:`noise` draws, :mod:`sampling` turns draws into class counts (:mod:`shared` where inputs share them),
+:mod:`bounds` turns a fixed number of counts into a probability that holds with confidence, :mod:`anytime` counts at
+any time, :mod:`kinds` a probability into a radius, :mod:`stopping` says when they are enough; :mod:`classifier` puts
+them together, :mod:`verdict` keeps what came out and :mod:`certification` fills a ledger.
 """
 
 import importlib
 
 _EXPORTS = {
+    "anytime": ("lower_sequence", "upper_sequence"),
     "bounds": ("certified_radius", "lower_confidence_bound", "radius_text"),
-    "certification": ("certify_smoothed",),
+    "certification": ("certify_smoothed", "smoothing_header"),
     "classifier": ("Certificate", "SmoothedClassifier"),
+    "kinds": ("implied_radius",),
+    "stopping": ("Stopping",),
     "verdict": ("KIND", "SmoothedLedger", "SmoothedVerdict", "certified_accuracy", "read_smoothed_ledger"),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}

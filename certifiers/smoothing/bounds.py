@@ -6,6 +6,7 @@ import math
 from decimal import ROUND_FLOOR, Decimal
 
 from certifiers.errors import InputError
+from certifiers.smoothing.kinds import noise_kind
 
 
 def lower_confidence_bound(successes: int, n: int, alpha: float) -> float:
@@ -26,21 +27,21 @@ def lower_confidence_bound(successes: int, n: int, alpha: float) -> float:
     return float(proportion_confint(successes, n, alpha=2 * alpha, method="beta")[0])  # alpha on either side
 
 
-def certified_radius(p_lower: float, sigma: float) -> float:
-    """The l2 radius within which the smoothed classifier keeps its class, 0.0 where none is certified.
+def certified_radius(p_lower: float, sigma: float, noise: str = "gaussian") -> float:
+    """The radius within which the smoothed classifier keeps its class, 0.0 where none is certified.
 
-    Theorem 1 of Cohen et al. (2019) with the runner-up at most 1 - p_lower: a class that has probability p_lower or
-    more under Gaussian noise of standard deviation `sigma` stays the most probable one at every input nearer than
-    sigma * Phi^-1(p_lower), which is positive only for p_lower > 1/2. In the units of sigma, pixels.
+    A class that has probability p_lower > 1/2 or more under noise of standard deviation `sigma` stays the most
+    probable one at every input nearer than the radius: sigma * Phi^-1(p_lower) in l2 for Gaussian noise (theorem 1 of
+    Cohen et al. 2019, the runner-up at most 1 - p_lower), 2 sqrt(3) sigma * (p_lower - 1/2) in l1 for uniform noise
+    (Lee et al. 2019, Yang et al. 2020); see :mod:`kinds`. In the units of sigma, pixels.
     """
     check_sigma(sigma)
     if not 0.0 <= p_lower <= 1.0:
         raise InputError(f"A probability must lie in [0, 1], but {p_lower!r} came.")
+    kind = noise_kind(noise)
     if p_lower <= 0.5:
         return 0.0
-    from scipy.special import ndtri
-
-    return sigma * float(ndtri(p_lower))
+    return sigma * float(kind.radius(p_lower))
 
 
 def radius_text(radius: float, digits: int = 3) -> str:

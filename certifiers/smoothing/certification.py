@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
 from certifiers.checks import check_model
+from certifiers.errors import InputError
 from certifiers.resuming import decided_before, input_numbers
 from certifiers.smoothing.classifier import Certificate, SmoothedClassifier
+from certifiers.smoothing.stopping import Stopping
 from certifiers.smoothing.verdict import SmoothedLedger, SmoothedVerdict
 from certifiers.threat import check_images, check_labels
 from certifiers.verdict import Status
+
+GROUP = 32  # inputs that share their noise are certified together, so many at a time
 
 
 def certify_smoothed(
@@ -23,6 +28,7 @@ def certify_smoothed(
     n0: int = 100,
     n: int = 100_000,
     alpha: float = 0.001,
+    stopping: Stopping | None = None,
     seed: int = 0,
     indices: Sequence[int] | None = None,
     batch_size: int | None = None,
@@ -34,8 +40,9 @@ def certify_smoothed(
     Args:
         x: (inputs, ...) floats in [0, 1]. y: (inputs,) class numbers.
         indices: the inputs' numbers in their data set, which seed their noise; 0 to len(x) - 1 if None.
-        ledger: verdicts it holds already are taken from it, new ones are written to it one by one.
-        on_input: called as (decided, len(x)) after each input.
+        ledger: verdicts it holds already are taken from it, new ones are written to it one by one, or a group at a time
+            where inputs share their noise. Its header should hold :func:`smoothing_header`.
+        on_input: called as (decided, len(x)) after each input, or each group of inputs that share their noise.
 
     Raises InputError for inputs, labels, settings, a model or a ledger that do not fit.
     """
@@ -43,22 +50,71 @@ def certify_smoothed(
     check_model(classifier.model)
     check_images(x)
     check_labels(y, len(x), classifier.num_classes)
-    settings = {"sigma": classifier.sigma, "n0": n0, "n": n, "alpha": alpha, "seed": seed, "norm": "l2"}
+    settings = {
+        "sigma": classifier.sigma,
+        "n0": n0,
+        "n": n,
+        "alpha": alpha,
+        "seed": seed,
+        **smoothing_header(classifier, stopping),
+    }
     labels = dict(zip(numbers, y.tolist(), strict=True))
     known = decided_before(ledger, classifier.model, settings, labels)
+    _check_kind(ledger, settings)
     pending = [row for row, number in enumerate(numbers) if number not in known]
-    for place, row in enumerate(pending, start=1):
+    if pending and batch_size is None:
+        batch_size = classifier.batch_size(x[pending], n)
+    size = GROUP if classifier.shared_noise else 1
+    for first in range(0, len(pending), size):
+        rows = pending[first : first + size]
         begin = time.perf_counter()
-        (found,) = classifier.certify(
-            x[row : row + 1], n0, n, alpha, seed=seed, indices=[numbers[row]], batch_size=batch_size
+        found = classifier.certify(
+            x[rows],
+            n0,
+            n,
+            alpha,
+            stopping=stopping,
+            seed=seed,
+            indices=[numbers[row] for row in rows],
+            batch_size=batch_size,
         )
-        verdict = _verdict(numbers[row], int(y[row]), found, time.perf_counter() - begin)
+        seconds = (time.perf_counter() - begin) / sum(n0 + certificate.samples for certificate in found)
+        verdicts = [
+            _verdict(numbers[row], int(y[row]), certificate, seconds * (n0 + certificate.samples))
+            for row, certificate in zip(rows, found, strict=True)
+        ]
         if ledger is not None:
-            ledger.append([verdict])
-        known[verdict.index] = verdict
+            ledger.append(verdicts)
+        for verdict in verdicts:
+            known[verdict.index] = verdict
         if on_input is not None:
-            on_input(len(numbers) - len(pending) + place, len(numbers))
+            on_input(len(numbers) - len(pending) + first + len(rows), len(numbers))
     return [known[number] for number in numbers]
+
+
+def smoothing_header(classifier: SmoothedClassifier, stopping: Stopping | None) -> dict[str, Any]:
+    """The part of a ledger's header that says how is smoothed: "norm", and what is not as in Cohen et al.
+
+    Ledgers without "noise", "shared_noise" and "stopping" are of Gaussian noise, of each input's own, and a fixed n.
+    """
+    header: dict[str, Any] = {"norm": classifier.kind.norm}
+    if classifier.noise != "gaussian":
+        header["noise"] = classifier.noise
+    if classifier.shared_noise:
+        header["shared_noise"] = True
+    if stopping is not None:
+        header["stopping"] = stopping.header()
+    return header
+
+
+def _check_kind(ledger: SmoothedLedger | None, settings: Mapping[str, Any]) -> None:
+    """What a header leaves out has a meaning too: InputError if it is not what is asked for."""
+    for key in ("noise", "shared_noise", "stopping"):
+        if ledger is not None and ledger.header.get(key) != settings.get(key):
+            raise InputError(
+                f"The ledger {ledger.path} is for {key} {ledger.header.get(key)}, but {settings.get(key)} is to be "
+                "certified. Give each its own ledger; nothing was written."
+            )
 
 
 def _verdict(index: int, label: int, found: Certificate, seconds: float) -> SmoothedVerdict:
@@ -75,4 +131,5 @@ def _verdict(index: int, label: int, found: Certificate, seconds: float) -> Smoo
         counts=found.counts,
         selection=found.selection,
         seconds=seconds,
+        samples=found.samples,
     )

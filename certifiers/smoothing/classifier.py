@@ -1,4 +1,4 @@
-"""The smoothed classifier: the class that a network most probably gives under Gaussian noise."""
+"""The smoothed classifier: the class that a network most probably gives under noise."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from certifiers.checks import check_model, count_classes, device_of
 from certifiers.errors import InputError
+from certifiers.smoothing.anytime import lower_sequence
 from certifiers.smoothing.bounds import (
     certified_radius,
     check_confidence,
@@ -18,9 +20,14 @@ from certifiers.smoothing.bounds import (
     lower_confidence_bound,
     radius_text,
 )
-from certifiers.smoothing.noise import fill_gaussian, stream
-from certifiers.smoothing.sampling import class_counts
+from certifiers.smoothing.kinds import Kind, noise_kind
+from certifiers.smoothing.noise import FILLS, SHARED, stream
+from certifiers.smoothing.sampling import Fill, class_counts, fastest_batch, suggested_batch
+from certifiers.smoothing.shared import Stop, shared_counts, split_first_layer
+from certifiers.smoothing.stopping import Stopping, looks
 from certifiers.threat import check_images
+
+WORTH_TIMING = 20_000  # samples: for fewer, the fastest batch size is not worth looking for
 
 
 @dataclass(frozen=True)
@@ -28,9 +35,9 @@ class Certificate:
     """What sampling showed at one input.
 
     With probability at least 1 - alpha over the noise, the smoothed classifier's class is `prediction` at every point
-    nearer than `radius` (l2, pixels). `prediction` is None where it abstains, and the radius then 0. `selection`
-    and `counts` say how many of the n0 and of the n samples each class won (ties are nobody's); `p_lower` is the
-    confidence bound from which the radius follows.
+    nearer than `radius` (in `norm`, pixels). `prediction` is None where it abstains, and the radius then 0.
+    `selection` and `counts` say how many of the n0 and of the `samples` each class won (ties are nobody's); `p_lower`
+    is the confidence bound from which the radius follows.
     """
 
     prediction: int | None
@@ -38,34 +45,52 @@ class Certificate:
     p_lower: float
     selection: tuple[int, ...]
     counts: tuple[int, ...]
+    samples: int
+    norm: str = "l2"
 
     def __str__(self) -> str:
         if self.prediction is None:
             return "abstained"
-        return f"class {self.prediction} within l2 radius {radius_text(self.radius)}"
+        return f"class {self.prediction} within {self.norm} radius {radius_text(self.radius)}"
 
 
 @dataclass(frozen=True, eq=False)
 class SmoothedClassifier:
-    """g(x) = the class that `model` gives to x + N(0, sigma^2 I) with the largest probability.
+    """g(x) = the class that `model` gives to x + noise with the largest probability.
 
     Cohen, Rosenfeld and Kolter 2019 (arXiv 1902.02918). `model` maps (batch, ...) in pixel units to logits (batch,
-    num_classes); it must be in eval mode with plain weights whenever it is asked. `sigma` is in pixel units: noise is
-    added before the model's own normalisation, and never clipped.
+    num_classes); it must be in eval mode with plain weights whenever it is asked. `sigma`, the noise's standard
+    deviation, is in pixel units: noise is added before the model's own normalisation, and never clipped.
 
-    Raises InputError for a sigma that is not positive, fewer than 2 classes, and a model that cannot be certified.
+    `noise`: "gaussian", which certifies l2 radii, or "uniform", in [-sqrt(3) sigma, sqrt(3) sigma] in each pixel,
+    which certifies l1 radii (:mod:`kinds`).
+
+    `shared_noise`: all inputs get the same noise, a function of the seed alone, so that it and the network's first
+    layer are computed once for all of them (:mod:`shared`). Each certificate is as valid as with noise of its own, but
+    those of different inputs then depend on each other: how many of them are wrong varies more, its mean is the same.
+
+    Raises InputError for a sigma that is not positive, an unknown noise, fewer than 2 classes, and a model that cannot
+    be certified.
     """
 
     model: nn.Module
     num_classes: int
     sigma: float
+    noise: str = "gaussian"
+    shared_noise: bool = False
 
     def __post_init__(self) -> None:
         check_sigma(self.sigma)
+        noise_kind(self.noise)
         classes = self.num_classes
         if isinstance(classes, bool) or not isinstance(classes, int) or classes < 2:
             raise InputError(f"A classifier has 2 classes or more, but num_classes is {classes!r}.")
         check_model(self.model)
+
+    @property
+    def kind(self) -> Kind:
+        """The theorem behind the noise: its norm and its radius."""
+        return noise_kind(self.noise)
 
     def certify(
         self,
@@ -74,6 +99,7 @@ class SmoothedClassifier:
         n: int = 100_000,
         alpha: float = 0.001,
         *,
+        stopping: Stopping | None = None,
         seed: int = 0,
         indices: Sequence[int] | None = None,
         batch_size: int | None = None,
@@ -81,8 +107,10 @@ class SmoothedClassifier:
         """One certificate per input, in the order of `x` (batch, ...): procedure CERTIFY of the paper.
 
         `n0` samples select the class, `n` others estimate its probability; alpha is the probability, for each input
-        by itself, that its certificate is wrong. The noise of an input depends on `seed` and its number in `indices`
-        (its place in `x` if None) alone.
+        by itself, that its certificate is wrong. With `stopping`, `n` is the most that are drawn, and the bound is one
+        that holds whenever sampling stops (:mod:`anytime`) in place of Clopper and Pearson's. The noise of an input
+        depends on `seed` and its number in `indices` (its place in `x` if None) alone, or, where noise is shared, on
+        `seed` alone. `batch_size` (default: what is fastest in a short trial) does not change it.
 
         Raises InputError for numbers out of range, inputs outside [0, 1], and a model that does not fit them, is in
         train mode or gives logits that are not finite.
@@ -91,7 +119,28 @@ class SmoothedClassifier:
         check_samples(n)
         check_confidence(alpha)
         x, numbers = self._checked(x, indices, batch_size)
-        return [self._certificate(row, n0, n, alpha, seed, i, batch_size) for row, i in zip(x, numbers, strict=True)]
+        if not len(x):
+            return []
+        batch_size = batch_size or self.batch_size(x, n)
+        sample = self._sample_shared if self.shared_noise else self._sample_each
+        selections, _ = sample(x, [n0], seed, numbers, "select", batch_size)
+        chosen = selections.argmax(1)
+
+        def stop(counts: Tensor, samples: int, rows: Tensor) -> Sequence[bool]:
+            won = counts.gather(1, chosen[rows, None])[:, 0].numpy()
+            return stopping.enough(won, samples, n, alpha, self.kind, self.sigma).tolist()
+
+        asked = [n] if stopping is None else looks(n)
+        counts, samples = sample(x, asked, seed, numbers, "estimate", batch_size, None if stopping is None else stop)
+        found = []
+        for row in range(len(x)):
+            won = int(counts[row, chosen[row]])
+            if stopping is None:
+                p_lower = lower_confidence_bound(won, n, alpha)
+            else:
+                p_lower = float(lower_sequence(won, samples[row], alpha))
+            found.append(self._certificate(p_lower, int(chosen[row]), selections[row], counts[row], samples[row]))
+        return found
 
     def predict(
         self,
@@ -115,31 +164,76 @@ class SmoothedClassifier:
         x, numbers = self._checked(x, indices, batch_size)
         predictions = []
         for row, index in zip(x, numbers, strict=True):
-            most, second = self._counts(row, n, seed, index, "predict", batch_size).topk(2)
+            fill = self._fill(seed, SHARED if self.shared_noise else index, "predict", x.device)
+            most, second = class_counts(self.model, row, fill, n, self.num_classes, batch_size).topk(2)
             wins, losses = int(most[0]), int(most[1])
             decided = wins > 0 and binomtest(wins, wins + losses).pvalue <= alpha
             predictions.append(int(second[0]) if decided else None)
         return predictions
 
-    def _certificate(
-        self, x: Tensor, n0: int, n: int, alpha: float, seed: int, index: int, batch_size: int | None
-    ) -> Certificate:
-        selection = self._counts(x, n0, seed, index, "select", batch_size)
-        counts = self._counts(x, n, seed, index, "estimate", batch_size)
-        chosen = int(selection.argmax())
-        p_lower = lower_confidence_bound(int(counts[chosen]), n, alpha)
-        radius = certified_radius(p_lower, self.sigma)
+    def batch_size(self, x: Tensor, n: int) -> int:
+        """The number of samples in a forward pass that is fastest for inputs such as x (batch, ...).
+
+        By a short trial, if there are enough samples to make it worth while.
+        """
+        check_model(self.model)
+        if len(x) * n < WORTH_TIMING:
+            return suggested_batch(x[0])
+        return fastest_batch(self.model, x[0].to(device_of(self.model)), n)
+
+    def _certificate(self, p_lower: float, chosen: int, selection: Tensor, counts: Tensor, samples: int) -> Certificate:
+        radius = certified_radius(p_lower, self.sigma, self.noise)
         return Certificate(
             prediction=chosen if radius > 0.0 else None,
             radius=radius,
             p_lower=p_lower,
             selection=tuple(selection.tolist()),
             counts=tuple(counts.tolist()),
+            samples=samples,
+            norm=self.kind.norm,
         )
 
-    def _counts(self, x: Tensor, n: int, seed: int, index: int, purpose: str, batch_size: int | None) -> Tensor:
-        fill = partial(fill_gaussian, sigma=self.sigma, generator=stream(seed, index, purpose, x.device))
-        return class_counts(self.model, x, fill, n, self.num_classes, batch_size)
+    def _fill(self, seed: int, index: int | str, purpose: str, device: torch.device) -> Fill:
+        return partial(FILLS[self.noise], sigma=self.sigma, generator=stream(seed, index, purpose, device))
+
+    def _sample_each(
+        self,
+        x: Tensor,
+        asked: Sequence[int],
+        seed: int,
+        numbers: Sequence[int],
+        purpose: str,
+        batch_size: int | None,
+        stop: Stop | None = None,
+    ) -> tuple[Tensor, list[int]]:
+        """The counts (inputs, classes) and numbers of samples, each input under noise of its own."""
+        counts, samples = [], []
+        for row, index in enumerate(numbers):
+            fill = self._fill(seed, index, purpose, x.device)
+            total, done = torch.zeros(self.num_classes, dtype=torch.int64), 0
+            for look in asked:
+                total += class_counts(self.model, x[row], fill, look - done, self.num_classes, batch_size)
+                done = look
+                if stop is not None and stop(total[None], done, torch.tensor([row]))[0]:
+                    break
+            counts.append(total)
+            samples.append(done)
+        return torch.stack(counts), samples
+
+    def _sample_shared(
+        self,
+        x: Tensor,
+        asked: Sequence[int],
+        seed: int,
+        numbers: Sequence[int],
+        purpose: str,
+        batch_size: int,
+        stop: Stop | None = None,
+    ) -> tuple[Tensor, list[int]]:
+        """The same under noise that all inputs share."""
+        split = split_first_layer(self.model, tuple(x.shape[1:]))
+        fill = self._fill(seed, SHARED, purpose, x.device)
+        return shared_counts(split, x, fill, asked, self.num_classes, batch_size, stop)
 
     def _checked(self, x: Tensor, indices: Sequence[int] | None, batch_size: int | None) -> tuple[Tensor, list[int]]:
         """The inputs on the model's device and their numbers."""

@@ -6,6 +6,7 @@ and the input is added in place, the counts stay on the device until the end.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import torch
@@ -47,13 +48,18 @@ def class_counts(
                 logits = model(batch)
                 finite &= logits.isfinite().all()
                 counts += sole_winners(logits)
-        if not finite:
-            raise InputError(
-                "The model's output for a noisy input is NaN or infinite, though its weights are finite: they are so "
-                "large that sums overflow. Train it anew with a lower learning rate or gradient clipping, or take an "
-                "earlier checkpoint."
-            )
+        check_finite(bool(finite))
         return counts.cpu()
+
+
+def check_finite(finite: bool) -> None:
+    """Raise InputError if not all logits of noisy inputs were finite."""
+    if not finite:
+        raise InputError(
+            "The model's output for a noisy input is NaN or infinite, though its weights are finite: they are so "
+            "large that sums overflow. Train it anew with a lower learning rate or gradient clipping, or take an "
+            "earlier checkpoint."
+        )
 
 
 def sole_winners(logits: Tensor) -> Tensor:
@@ -71,3 +77,32 @@ def suggested_batch(x: Tensor) -> int:
     if x.device.type == "cpu":
         return BLOCK
     return BLOCK * min(max(2**24 // (x.numel() * BLOCK), 1), 100)
+
+
+def fastest_batch(model: Callable[[Tensor], Tensor], x: Tensor, most: int, seconds: float = 0.5) -> int:
+    """The samples in a forward pass, of those tried, that take the least time each: one to two passes of each size.
+
+    Begins at one block and doubles until a larger batch is clearly slower,
+    does not fit in memory, exceeds `most`, or all took `seconds`. `x` is one input (...) on the model's device.
+    """
+    size = best = BLOCK
+    fastest, begin = float("inf"), time.perf_counter()
+    with torch.inference_mode():
+        while size <= max(most, BLOCK) and time.perf_counter() - begin < seconds:
+            try:
+                batch = x.expand(size, *x.shape).contiguous()
+                took = min(_time(model, batch) for _ in range(2)) / size
+            except torch.OutOfMemoryError:
+                break
+            if took < 0.97 * fastest:  # a larger batch must be worth it
+                best, fastest = size, took
+            elif took > 1.5 * fastest:
+                break
+            size *= 2
+    return best
+
+
+def _time(model: Callable[[Tensor], Tensor], batch: Tensor) -> float:
+    begin = time.perf_counter()
+    sole_winners(model(batch)).sum().item()  # the number waits for a GPU to be done
+    return time.perf_counter() - begin

@@ -20,8 +20,9 @@ class SmoothedVerdict:
     """The outcome for one input of a data set.
 
     `status` is certified (the prediction is right, within `radius` > 0), misclassified (a wrong prediction, which
-    holds within `radius`) or abstained (`prediction` None, `radius` 0). `radius` is l2 in pixels, as computed: round
-    it down to print it. `counts` and `selection` are the raw counts of each class, of the n and of the n0 samples.
+    holds within `radius`) or abstained (`prediction` None, `radius` 0). `radius` is in pixels, in the header's norm, as
+    computed: round it down to print it. `counts` and `selection` are the raw counts of each class, of the `samples`
+    drawn and of the n0. `samples` is the header's n, or less where sampling stopped early; None in old ledgers: n.
     """
 
     index: int
@@ -32,18 +33,33 @@ class SmoothedVerdict:
     counts: tuple[int, ...]
     selection: tuple[int, ...]
     seconds: float
+    samples: int | None = None
 
 
 class SmoothedLedger(RowLedger[SmoothedVerdict]):
     """The append-only file of verdicts about one smoothed classifier on one data set.
 
-    Header: "model" (:func:`~certifiers.fingerprint.model_hash`), "data", "split", "norm" ("l2"), "sigma", "n0", "n",
-    "alpha" and "seed" as far as they apply, which must be the same to go on, and any notes.
+    Header: "model" (:func:`~certifiers.fingerprint.model_hash`), "data", "split", "norm" ("l2", "l1"), "sigma", "n0",
+    "n", "alpha", "seed", "noise", "shared_noise" and "stopping" as far as they apply, which must be the same to go on,
+    and any notes; "pixels", the size of an input, is needed to tell what radii imply in other norms.
     """
 
     row = SmoothedVerdict
     kind = KIND
-    identity = ("model", "data", "split", "norm", "sigma", "n0", "n", "alpha", "seed")
+    identity = (
+        "model",
+        "data",
+        "split",
+        "norm",
+        "sigma",
+        "n0",
+        "n",
+        "alpha",
+        "seed",
+        "noise",
+        "shared_noise",
+        "stopping",
+    )
 
     @classmethod
     def typed(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -56,6 +72,7 @@ class SmoothedLedger(RowLedger[SmoothedVerdict]):
             "radius": float(values["radius"]),
             "counts": tuple(map(int, values["counts"])),
             "selection": tuple(map(int, values["selection"])),
+            "samples": None if values.get("samples") is None else int(values["samples"]),
         }
 
 

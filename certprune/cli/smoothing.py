@@ -28,6 +28,19 @@ def smooth(
     alpha: Annotated[
         float | None, typer.Option(help="How often a certificate may be wrong. Default: as above, or 0.001.")
     ] = None,
+    noise: Annotated[
+        str | None, typer.Option(help="gaussian (l2 radii) or uniform (l1 radii). Default: the recipe's, or gaussian.")
+    ] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Stop sampling an image when n samples would add no more to its radius.")
+    ] = None,
+    up_to: Annotated[float | None, typer.Option(help="... or its radius is this much.")] = None,
+    decide: Annotated[
+        list[float] | None, typer.Option(help="Stop when this radius is certified or out of reach; for several.")
+    ] = None,
+    shared_noise: Annotated[
+        bool | None, typer.Option(help="The same noise for all images: faster, but certificates depend on each other.")
+    ] = None,
     variant: Annotated[
         list[str] | None,
         typer.Option(help="Repeat for several; 'pretrain' too. Default: the recipe's variants."),
@@ -35,14 +48,15 @@ def smooth(
     index: Annotated[str | None, typer.Option(metavar="A:B", help="Images A to B - 1 of the split.")] = None,
     count: Annotated[int | None, typer.Option(help="The first so many images of the split.")] = None,
 ) -> None:
-    """Certify l2 radii by randomized smoothing, into the run's ledgers; skips what is decided, goes on after a cut."""
+    """Certify radii by randomized smoothing, into the run's ledgers; skips what is decided, goes on after a cut."""
     from certifiers.smoothing import read_smoothed_ledger
     from certifiers.smoothing.bounds import check_confidence, check_samples, check_sigma
+    from certifiers.smoothing.kinds import noise_kind
     from certprune.config import SmoothingSettings
     from certprune.data import load_data
     from certprune.progress import make_progress
     from certprune.runs import locked, open_run
-    from certprune.smoothing import radii_text, smooth_network
+    from certprune.smoothing import radii_text, samples_text, smooth_network
     from certprune.stages import use_machine
 
     work = open_run(folder)
@@ -54,8 +68,13 @@ def smooth(
         raise InputError(
             "Neither the recipe nor the command says how much noise to smooth with. Give --sigma, e.g. --sigma 0.25."
         )
-    given = {"n": n, "n0": n0, "alpha": alpha}
+    given = {"n": n, "n0": n0, "alpha": alpha, "noise": noise, "shared_noise": shared_noise}
+    given |= {"tolerance": tolerance, "up_to": up_to, "decide": tuple(sorted(set(decide))) if decide else None}
     plan = usual.model_copy(update={key: value for key, value in given.items() if value is not None})
+    noise_kind(plan.noise)
+    if plan.up_to is not None and plan.tolerance is None:
+        raise InputError("--up-to says how far a curve goes whose tolerance is given. Give --tolerance too.")
+    _ = plan.stopping  # whether it can be
     for value in sigmas:
         check_sigma(value)
     check_samples(plan.n)
@@ -78,5 +97,6 @@ def smooth(
         finally:
             progress.close()
     for path in ledgers:
-        verdicts = read_smoothed_ledger(path)[1]
-        screen.print(f"{path}: {len(verdicts)} images, {radii_text(verdicts, plan.radii)}", soft_wrap=True)
+        header, verdicts = read_smoothed_ledger(path)
+        found = f"{radii_text(verdicts, plan.radii)} ({header['norm']}){samples_text(verdicts, plan)}"
+        screen.print(f"{path}: {len(verdicts)} images, {found}", soft_wrap=True)
