@@ -10,6 +10,9 @@ from setuptools import find_packages, setup
 # torch. What it imports is listed here instead.
 IMPORTED_BY_AUTO_LIRPA = ["appdirs", "tqdm", "packaging"]
 
+# The formats of the verification competition: export, verify, certify --external. About 110 MB.
+VNNCOMP = ["onnx", "onnxruntime"]
+
 setup(
     name="certprune",
     version="0.1.0",
@@ -41,6 +44,14 @@ setup(
         *IMPORTED_BY_AUTO_LIRPA,
     ],
     extras_require={
-        "test": ["pytest", "ruff"],
+        "attacks": ["pyautoattack>=0.2"],  # AutoAttack, from its authors
+        "vnncomp": VNNCOMP,
+        "test": [
+            "pytest",
+            "ruff",
+            *VNNCOMP,
+            # A verifier for the tests of --external; its wheels (2 MB) end with Python 3.11.
+            "maraboupy; python_version < '3.12' and sys_platform == 'linux' and platform_machine == 'x86_64'",
+        ],
     },
 )

@@ -1,29 +1,20 @@
-"""Decide for each input whether its prediction can be proven, cheapest means first.
-
-An input is predicted, then attacked, then bounded: by the first method all that are predicted right, by the
-next only what is still open. No certifier is believed on its word. Every bound it claims, for every class, is
-held against the margins that the real network shows at the clean input and at the attacked one, those of
-falsified inputs included; a bound above them is a contradiction, which stops everything.
-"""
+"""Decide for each input whether its prediction can be proven, and keep what was decided: the entry to cascade.py."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-from certifiers.attack import attack
-from certifiers.checks import check_logits, check_model, count_classes, device_of
-from certifiers.errors import InputError, SoundnessError
+from certifiers.cascade import Cascade, Contradiction
+from certifiers.checks import check_model, count_classes, device_of
+from certifiers.errors import InputError
 from certifiers.methods import CASCADE, METHODS, method_names
 from certifiers.resuming import decided_before, input_numbers
 from certifiers.threat import Threat, check_images, check_labels
-from certifiers.verdict import Ledger, Status, Verdict
+from certifiers.verdict import Ledger, Verdict
 
 __all__ = ["CASCADE", "METHODS", "certify", "check_model"]
 
@@ -42,8 +33,10 @@ def certify(
     ledger: Ledger | None = None,
     on_batch: Callable[[int, int], None] | None = None,
     seed: int = 0,
+    input_seconds: float | None = None,
+    run_seconds: float | None = None,
 ) -> list[Verdict]:
-    """One verdict per input, in the order of `x`.
+    """One verdict per input, in the order of `x`; without those that the end of `run_seconds` left undecided.
 
     An input is *certified* only if its prediction is right and, for every other class, one method's lower
     bound of logit[label] - logit[class] over the whole threat set is finite and above 0: ties never certify.
@@ -59,6 +52,10 @@ def certify(
         indices: the inputs' numbers in their data set; 0 to n - 1 if None.
         ledger: verdicts it holds already are taken from it, new ones are written to it batch by batch.
         on_batch: called as (decided, n) after each batch.
+        input_seconds: time for each input; one that is undecided by then gets no further method, and the status
+            timeout. Methods that optimise or search heed it, the others run to their end.
+        run_seconds: time for this call. What is decided by then is returned and stands in the ledger; inputs that
+            are not have no verdict and no line, so that the same call later goes on with them.
 
     Raises:
         InputError: inputs, labels, model, method or ledger that do not fit; the message says what to do.
@@ -70,6 +67,7 @@ def certify(
     check_images(x)
     if batch_size < 1:
         raise InputError(f"The batch size must be 1 or more, not {batch_size}.")
+    _check_limits(input_seconds=input_seconds, run_seconds=run_seconds)
     if len(x) == 0:
         return []
     check_labels(y, len(x), count_classes(model, x))
@@ -77,169 +75,32 @@ def certify(
     labels = dict(zip(numbers, y.tolist(), strict=True))
     known = decided_before(ledger, model, {"norm": threat.norm, "eps": eps}, labels)
     device = device_of(model)
-    job = _Job(model, threat, eps, methods, attack_steps, attack_restarts, seed)
+    deadline = None if run_seconds is None else time.monotonic() + run_seconds
+    cascade = Cascade(model, threat, methods, attack_steps, attack_restarts, seed, input_seconds, deadline)
     pending = [row for row, number in enumerate(numbers) if number not in known]
+    before = len(numbers) - len(pending)
     for first in range(0, len(pending), batch_size):
+        if cascade.late:
+            break
         rows = pending[first : first + batch_size]
         names = [numbers[row] for row in rows]
         try:
-            verdicts = _decide(job, x[rows].to(device), y[rows].long().to(device), names)
-        except _Contradiction as contradiction:
+            found = cascade.decide(x[rows].to(device), y[rows].long().to(device), names)
+        except Contradiction as contradiction:
             if ledger is not None:
                 ledger.record_contradiction(contradiction.details)
             raise
+        verdicts = [verdict for verdict in found if verdict is not None]
         if ledger is not None:
             ledger.append(verdicts)
         known.update({verdict.index: verdict for verdict in verdicts})
+        before += len(verdicts)
         if on_batch is not None:
-            on_batch(len(numbers) - len(pending) + first + len(rows), len(numbers))
-    return [known[number] for number in numbers]
+            on_batch(before, len(numbers))
+    return [known[number] for number in numbers if number in known]
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What is the same for all batches."""
-
-    model: nn.Module
-    threat: Threat
-    eps: float
-    methods: tuple[str, ...]
-    attack_steps: int
-    attack_restarts: int
-    seed: int
-
-
-class _Contradiction(SoundnessError):
-    def __init__(self, message: str, details: dict[str, Any]) -> None:
-        super().__init__(message)
-        self.details = details
-
-
-@dataclass
-class _Outcome:
-    """How an input stands so far; it starts as one that is predicted right and still open."""
-
-    status: Status = Status.unknown
-    method: str = ""
-    margin: float | None = None
-
-
-def _decide(job: _Job, x: Tensor, y: Tensor, numbers: Sequence[int]) -> list[Verdict]:
-    """The verdicts of one batch."""
-    begin = time.perf_counter()
-    with torch.no_grad():
-        logits = job.model(x)
-    check_logits(logits, numbers)
-    predictions = logits.argmax(1)
-    right = predictions == y
-    outcomes = [_Outcome() if good else _Outcome(Status.misclassified, "clean") for good in right.tolist()]
-    rows = right.nonzero().flatten()
-    if len(rows):
-        names = [numbers[row] for row in rows.tolist()]
-        _decide_right(job, x[rows], y[rows], logits[rows], names, [outcomes[row] for row in rows.tolist()])
-    seconds = (time.perf_counter() - begin) / len(numbers)
-    return [
-        Verdict(
-            index=number,
-            label=label,
-            prediction=prediction,
-            status=outcome.status,
-            eps=job.eps,
-            norm=job.threat.norm,
-            method=outcome.method,
-            margin=outcome.margin,
-            seconds=seconds,
-        )
-        for number, label, prediction, outcome in zip(numbers, y.tolist(), predictions.tolist(), outcomes, strict=True)
-    ]
-
-
-def _decide_right(
-    job: _Job, x: Tensor, y: Tensor, logits: Tensor, numbers: Sequence[int], outcomes: Sequence[_Outcome]
-) -> None:
-    """Attack and bound inputs that are predicted right; what comes out is written into `outcomes`."""
-    x_adv, broken = attack(
-        job.model, x, y, job.threat, job.attack_steps, job.attack_restarts, seed=job.seed, indices=numbers
-    )
-    with torch.no_grad():
-        shown = _Shown.of(y, logits, job.model(x_adv))
-    for outcome, is_broken in zip(outcomes, broken.tolist(), strict=True):
-        if is_broken:
-            outcome.status, outcome.method = Status.falsified, "attack"
-    rows = torch.arange(len(x), device=x.device)
-    for name in job.methods:
-        bounds = METHODS[name](job.model, x[rows], y[rows], job.threat)
-        if bounds.shape != logits[rows].shape:
-            raise InputError(
-                f"The method {name} must give bounds of shape {tuple(logits[rows].shape)} (batch, classes), "
-                f"but gave {tuple(bounds.shape)}; mend it where it is defined."
-            )
-        _check_not_contradicted(job, name, bounds, shown, rows, y, numbers)
-        # Where rounding puts a bound above what was shown, the latter counts: a tie must not certify.
-        proven = torch.minimum(bounds, shown.margins[rows]).where(bounds.isfinite(), math.nan)
-        lowest = proven.scatter(1, y[rows, None], math.inf).amin(1)  # NaN where a class is
-        for row, margin in zip(rows.tolist(), lowest.tolist(), strict=True):
-            if outcomes[row].status is Status.unknown:
-                _settle(outcomes[row], name, margin)
-        rows = rows[[outcomes[row].status is Status.unknown for row in rows.tolist()]]
-        if len(rows) == 0:
-            return
-
-
-def _settle(outcome: _Outcome, method: str, margin: float) -> None:
-    """Take in what one more method proved about an open input."""
-    outcome.method = method
-    if not math.isfinite(margin):
-        return
-    outcome.margin = margin if outcome.margin is None else max(margin, outcome.margin)
-    if margin > 0.0:
-        outcome.status = Status.certified
-
-
-class _Shown(NamedTuple):
-    """What the network really does on concrete inputs of the threat set."""
-
-    margins: Tensor  # (batch, classes), the smallest logit[label] - logit[j] seen
-    rounding: Tensor  # (batch, 1), by how much rounding may lift a correct bound above that
-
-    @staticmethod
-    def of(y: Tensor, clean: Tensor, attacked: Tensor) -> _Shown:
-        """From the logits of the clean and of the attacked inputs."""
-        label = y[:, None]
-        margins = torch.minimum(clean.gather(1, label) - clean, attacked.gather(1, label) - attacked)
-        largest = torch.maximum(clean.abs(), attacked.abs()).amax(1, keepdim=True)
-        # 1,000 units in the last place: 1.2e-4 relative in float32.
-        return _Shown(margins, 1e3 * torch.finfo(clean.dtype).eps * (1.0 + largest))
-
-
-def _check_not_contradicted(
-    job: _Job, method: str, bounds: Tensor, shown: _Shown, rows: Tensor, y: Tensor, numbers: Sequence[int]
-) -> None:
-    """Raise where a bound (one line for each of `rows`) is above what the network showed there."""
-    margins = shown.margins[rows]
-    over = (bounds > margins + shown.rounding[rows]) & bounds.isfinite() & margins.isfinite()
-    over = over.scatter(1, y[rows, None], False)
-    if not over.any():
-        return
-    line, wrong = over.nonzero()[0].tolist()
-    row = int(rows[line])
-    details = {
-        "index": numbers[row],
-        "label": int(y[row]),
-        "class": wrong,
-        "method": method,
-        "claimed": bounds[line, wrong].item(),
-        "shown": margins[line, wrong].item(),
-        "norm": job.threat.norm,
-        "eps": job.eps,
-        "attack_steps": job.attack_steps,
-        "attack_restarts": job.attack_restarts,
-        "seed": job.seed,
-    }
-    raise _Contradiction(
-        f"The certifier {method} is unsound on this model: for input {numbers[row]} (label {int(y[row])}, "
-        f"class {wrong}) it claims a margin of at least {details['claimed']:g} within {job.threat.norm} "
-        f"{job.eps:g}, but an input that lies within has {details['shown']:g}. None of its certificates for "
-        "this model can be trusted; please report this with the model.",
-        details,
-    )
+def _check_limits(**limits: float | None) -> None:
+    for name, seconds in limits.items():
+        if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
+            raise InputError(f"{name} must be a number of seconds above 0, or None for no limit, not {seconds}.")

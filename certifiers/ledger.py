@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import MISSING, Field, asdict, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Generic, NoReturn, TypeVar
@@ -139,7 +139,7 @@ class RowLedger(Generic[Row]):
             if "contradiction" in line:
                 _tainted(path, line["contradiction"])
             try:
-                row = cls.row(**cls.typed({field.name: line[field.name] for field in fields(cls.row)}))
+                row = cls.row(**cls.typed({name: line[name] for name in _names(cls.row, line)}))
             except (KeyError, ValueError, TypeError) as error:
                 raise InputError(
                     f"Line {number} of the ledger {path} is no verdict ({type(error).__name__}: {error}). {REMEDY}"
@@ -160,6 +160,18 @@ class RowLedger(Generic[Row]):
                     f"{wanted.get(key)!r} now. Give another path, or move that file away to start anew; nothing "
                     "was changed."
                 )
+
+
+def _names(row: type, line: Mapping[str, Any]) -> list[str]:
+    """The fields a line must hold, and those it may lack (they have a default: ledgers of old) and does not."""
+    optional = (field for field in fields(row) if field.name in line)
+    return [field.name for field in fields(row) if not _has_default(field)] + [
+        field.name for field in optional if _has_default(field)
+    ]
+
+
+def _has_default(field: Field) -> bool:
+    return field.default is not MISSING or field.default_factory is not MISSING
 
 
 def ledger_kind(path: str | Path) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
@@ -31,10 +31,12 @@ class Status(str, Enum):
 class Verdict:
     """The outcome for one input of a data set.
 
-    `index` is its number in the data set. `method` decided: "clean" for misclassified, "attack" for
-    falsified, else the certifier, for unknown the last one tried. `margin` is a proven lower bound of the
-    smallest logit[label] - logit[j] over the threat set (positive if certified), or None where there is none.
-    `seconds` is the input's equal share of the time of its batch.
+    `index` is its number in the data set. `method` decided: "clean" for misclassified; for falsified "attack", or the
+    method that found the counterexample; else the certifier, for unknown and timeout the last one tried. `margin` is
+    a proven lower bound of the smallest logit[label] - logit[j] over the threat set (positive if certified), or None
+    where there is none.
+    `seconds` is the input's time: of every stage it went through, an equal share of that stage's time for its batch.
+    `stages` has the seconds by stage ("clean", "attack", then the methods); it is empty in ledgers of old.
     """
 
     index: int
@@ -46,6 +48,7 @@ class Verdict:
     method: str
     margin: float | None
     seconds: float
+    stages: dict[str, float] = field(default_factory=dict, compare=False)
 
 
 class Ledger(RowLedger[Verdict]):

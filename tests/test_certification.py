@@ -67,8 +67,9 @@ def test_every_field_of_a_verdict():
     right, wrong = certify(MODEL, x, y, LinfBall(0.02), indices=torch.tensor([40, 7]))
     assert right == Verdict(40, 0, 0, Status.certified, 0.02, "linf", "ibp", right.margin, right.seconds)
     assert right.margin == pytest.approx(0.2)  # 0.3 - 0.02 * 5
-    assert wrong == Verdict(7, 1, 0, Status.misclassified, 0.02, "linf", "clean", None, right.seconds)
-    assert right.seconds > 0.0
+    assert wrong == Verdict(7, 1, 0, Status.misclassified, 0.02, "linf", "clean", None, wrong.seconds)
+    assert list(right.stages) == ["clean", "attack", "ibp"] and list(wrong.stages) == ["clean"]
+    assert right.seconds == pytest.approx(sum(right.stages.values())) and right.seconds > wrong.seconds > 0.0
 
 
 @pytest.mark.parametrize("ball", [LinfBall(0.004), L2Ball(0.06)])
@@ -89,7 +90,7 @@ def test_verdicts_agree_with_the_network(name, ball):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_bounds_that_are_not_finite_prove_nothing(monkeypatch, value):
-    monkeypatch.setitem(METHODS, "ibp", lambda model, x, y, threat: torch.full((len(x), 3), value))
+    monkeypatch.setitem(METHODS, "ibp", lambda model, x, y, threat, *_: torch.full((len(x), 3), value))
     (verdict,) = certify(MODEL, GREY, LABEL, LinfBall(0.01), "ibp")
     assert (verdict.status, verdict.method, verdict.margin) == (Status.unknown, "ibp", None)
     (verdict,) = certify(MODEL, GREY, LABEL, LinfBall(0.01), ["ibp", "crown"])
@@ -100,7 +101,7 @@ def test_bounds_that_are_not_finite_prove_nothing(monkeypatch, value):
 def test_a_tie_never_certifies(monkeypatch, claim):
     model = linear([[1.0], [1.0]], [0.0, 0.0])
     x = torch.tensor([[0.5]], dtype=torch.float64)
-    monkeypatch.setitem(METHODS, "ibp", lambda model, x, y, threat: torch.full((len(x), 2), claim).double())
+    monkeypatch.setitem(METHODS, "ibp", lambda model, x, y, threat, *_: torch.full((len(x), 2), claim).double())
     (first,) = certify(model, x, torch.tensor([0]), LinfBall(0.0), "ibp")
     (second,) = certify(model, x, torch.tensor([1]), LinfBall(0.0), "ibp")
     assert first.status is Status.unknown  # the claim is within rounding, so no contradiction either
@@ -109,7 +110,7 @@ def test_a_tie_never_certifies(monkeypatch, claim):
 
 def test_one_class_that_is_not_proven_is_enough(monkeypatch):
     bounds = torch.tensor([[0.0, 0.1, -1e-9]], dtype=torch.float64)
-    monkeypatch.setitem(METHODS, "ibp", lambda model, x, y, threat: bounds)
+    monkeypatch.setitem(METHODS, "ibp", lambda model, x, y, threat, *_: bounds)
     (verdict,) = certify(MODEL, GREY, LABEL, LinfBall(0.01), "ibp")
     assert (verdict.status, verdict.margin) == (Status.unknown, -1e-9)
 
@@ -121,7 +122,7 @@ def test_the_cascade_asks_the_next_method_only_about_what_is_open(monkeypatch):
     asked = []
 
     def method(name: str, proven: list[float]):
-        def bounds(model, x, y, threat):
+        def bounds(model, x, y, threat, *_):
             asked.append((name, len(x)))
             return torch.tensor(proven[-len(x) :], dtype=torch.float64)[:, None].expand(len(x), 3)
 
@@ -138,7 +139,7 @@ def test_the_cascade_asks_the_next_method_only_about_what_is_open(monkeypatch):
         ("certified", "crown-ibp", 0.02),
     ]
     assert asked == [("ibp", 3), ("crown-ibp", 1)]  # the first also about what is falsified, to catch it lying
-    assert CASCADE == ("ibp", "crown-ibp", "crown")
+    assert CASCADE == ("ibp", "crown-ibp", "crown", "alpha-crown")
 
 
 def test_the_cascade_proves_what_its_methods_prove():
@@ -149,7 +150,7 @@ def test_the_cascade_proves_what_its_methods_prove():
     assert cascade == set.union(*each) and len(each[0]) < len(cascade)
 
 
-@pytest.mark.parametrize("name", ["lirpa-crown", "alpha-crown"])
+@pytest.mark.parametrize("name", ["lirpa-crown", "lirpa-alpha-crown"])
 def test_auto_lirpa_methods(name):
     pytest.importorskip("certifiers.lirpa")
     model, x, y = data("mlp", 8)
@@ -180,7 +181,7 @@ def test_attacks_go_by_the_number_in_the_data_set(monkeypatch):
         seen.append((steps, restarts, seed, list(indices)))
         return attack(model, x, y, threat, steps, restarts, seed=seed, indices=indices)
 
-    monkeypatch.setattr(sys.modules["certifiers.certification"], "attack", spy)
+    monkeypatch.setattr(sys.modules["certifiers.cascade"], "attack", spy)
     model, x, y = data("mlp", 6)  # the first three are misclassified
     certify(model, x, y, LinfBall(0.0), attack_steps=3, attack_restarts=1, seed=5, batch_size=5, indices=range(70, 76))
     assert seen == [(3, 1, 5, [73, 74]), (3, 1, 5, [75])]
@@ -207,7 +208,7 @@ def test_progress_and_empty_input():
 
 
 def always(value: float):
-    return lambda model, x, y, threat: torch.full((len(x), 3), value, dtype=x.dtype)
+    return lambda model, x, y, threat, *_: torch.full((len(x), 3), value, dtype=x.dtype)
 
 
 @pytest.mark.parametrize("eps", [0.01, 0.07])  # proven by others; broken by the attack
@@ -226,7 +227,7 @@ def test_a_certifier_that_is_wrong_only_about_falsified_inputs_is_found_out(monk
 
 def test_a_wrong_bound_is_found_out_even_if_it_certifies_nothing(monkeypatch):
     wrong = torch.tensor([[0.0, -1.0, 20.5]], dtype=torch.float64)  # the margin to class 2 is 20.3 when clean
-    monkeypatch.setitem(METHODS, "wrong", lambda model, x, y, threat: wrong)
+    monkeypatch.setitem(METHODS, "wrong", lambda model, x, y, threat, *_: wrong)
     with pytest.raises(SoundnessError, match="class 2"):
         certify(MODEL, GREY, LABEL, LinfBall(0.01), "wrong")
 
@@ -240,7 +241,7 @@ def test_a_later_method_is_checked_too(monkeypatch):
 
 def test_a_contradiction_goes_to_the_ledger_after_what_was_decided_before(monkeypatch, tmp_path):
     monkeypatch.setitem(
-        METHODS, "wrong", lambda model, x, y, threat: torch.where(x[:, :1] > 0.4, -1.0, 1.0).expand(len(x), 3)
+        METHODS, "wrong", lambda model, x, y, threat, *_: torch.where(x[:, :1] > 0.4, -1.0, 1.0).expand(len(x), 3)
     )
     x = torch.tensor([[0.5] * 3, [0.3, 0.5, 0.5]], dtype=torch.float64)
     path = tmp_path / "a.jsonl"
@@ -395,7 +396,7 @@ def test_bad_options(options, says):
 
 
 def test_a_certifier_with_the_wrong_shape_is_an_error(monkeypatch):
-    monkeypatch.setitem(METHODS, "ibp", lambda model, x, y, threat: torch.zeros(len(x)))
+    monkeypatch.setitem(METHODS, "ibp", lambda model, x, y, threat, *_: torch.zeros(len(x)))
     with pytest.raises(InputError, match=r"must give bounds of shape \(1, 3\)"):
         certify(MODEL, GREY, LABEL, LinfBall(0.1), "ibp")
 

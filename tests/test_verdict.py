@@ -62,7 +62,7 @@ def test_each_line_is_plain_json(tmp_path):
     assert header["ledger"] == 1 and header["model"] == "abc"
     assert row == {
         "index": 0, "label": 3, "prediction": 3, "status": "certified", "eps": 0.1, "norm": "linf",
-        "method": "ibp", "margin": 0.25, "seconds": 0.5,
+        "method": "ibp", "margin": 0.25, "seconds": 0.5, "stages": {},
     }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ by CROWN's two lines through ReLUs whose input boxes are known. Rows have the sh
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 
 import torch
@@ -26,6 +27,7 @@ def lower_bounds(
     rows: Tensor,
     intervals: Intervals,
     samples: Tensor | None = None,
+    slopes: Mapping[int, Tensor] | None = None,
 ) -> Tensor:
     """Lower bounds of ``rows . value of node place`` over the region of ``intervals``.
 
@@ -34,6 +36,8 @@ def lower_bounds(
         rows: coefficients, ``(batch, rows, *shape)``; with ``samples``, ``(len(samples), rows, *shape)``.
         intervals: boxes of all nodes, for the whole batch.
         samples: which sample of the batch each first index of ``rows`` belongs to; None: in order.
+        slopes: by the place of a ReLU, the slopes of the lines below its unstable units (see ``ReLU.backward``);
+            CROWN's own choice where there are none.
 
     Returns:
         ``(batch or len(samples), rows)``.
@@ -45,7 +49,8 @@ def lower_bounds(
             continue
         operation, inputs = network.operations[i], network.nodes[i].inputs
         box = _of(intervals.boxes[inputs[0]], samples) if isinstance(operation, NONLINEAR) else None
-        parts, added = operation.backward(pending.pop(i), box)
+        row, chosen = pending.pop(i), None if slopes is None else slopes.get(i)
+        parts, added = operation.backward(row, box) if chosen is None else operation.backward(row, box, chosen)
         constant = constant + added
         for j, part in zip(inputs, parts, strict=True):
             pending[j] = pending[j] + part if j in pending else part

@@ -20,7 +20,13 @@ METHODS = ("ibp", "crown-ibp", "crown", "symbolic")
 
 
 def margin_lower_bounds(
-    model: nn.Module, x: Tensor, y: Tensor, threat, method: str = "crown-ibp", memory_mb: float = 512
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat,
+    method: str = "crown-ibp",
+    memory_mb: float = 512,
+    classes: Tensor | None = None,
 ) -> Tensor:
     """Lower bounds of every margin over all inputs the threat model allows.
 
@@ -35,9 +41,10 @@ def margin_lower_bounds(
         method: "ibp" (interval arithmetic), "crown-ibp" (one backward pass on interval boxes), "crown" (backward
             bounds for unstable units of every layer too), "symbolic" (symbolic intervals: one slope per unit).
         memory_mb: "crown" and "symbolic" work through units in chunks of about this many megabytes.
+        classes: ``(batch, classes)`` bool, the margins to bound; None: all. What is not asked for takes no row.
 
     Returns:
-        ``(batch, classes)``; 0 in column y.
+        ``(batch, classes)``; 0 in column y, -inf where ``classes`` is False.
 
     Raises:
         UnsupportedLayer: a layer whose bounds are not known.
@@ -48,12 +55,12 @@ def margin_lower_bounds(
     network = trace(model, tuple(x.shape[1:])).bind(x if needs_clean_batch(model) else None)
     intervals = propagate(network, Region.of(x, threat))
     if method == "ibp":
-        return interval_margins(network, intervals, y)
+        return only(interval_margins(network, intervals, y), y, classes)
     if method == "symbolic":
-        return symbolic_margins(network, intervals, y, memory_mb)
+        return only(symbolic_margins(network, intervals, y, memory_mb), y, classes)
     if method == "crown":
         intervals = crown_intervals(network, intervals, memory_mb)
-    return linear_margins(network, intervals, y)
+    return linear_margins(network, intervals, y, classes)
 
 
 def interval_margins(network: Network, intervals: Intervals, y: Tensor) -> Tensor:
@@ -62,8 +69,12 @@ def interval_margins(network: Network, intervals: Intervals, y: Tensor) -> Tenso
     return _spread(elided_bounds(network, rows, intervals).lower, others, y)
 
 
-def linear_margins(network: Network, intervals: Intervals, y: Tensor) -> Tensor:
-    """Margins by one backward pass over the given boxes, ``(batch, classes)``."""
+def linear_margins(network: Network, intervals: Intervals, y: Tensor, classes: Tensor | None = None) -> Tensor:
+    """Margins by one backward pass over the given boxes, ``(batch, classes)``; -inf where ``classes`` is False."""
+    if classes is not None and (classes.sum() + len(y) < classes.numel()):
+        rows, samples, wrong = chosen_rows(y, classes, intervals.region.box.centre)
+        found = lower_bounds(network, len(network.nodes) - 1, rows.unsqueeze(1), intervals, samples)
+        return spread_chosen(found.squeeze(1), samples, wrong, y, classes)
     rows, others = margin_rows(network, y, intervals.region.box.centre)
     return _spread(lower_bounds(network, len(network.nodes) - 1, rows, intervals), others, y)
 
@@ -81,6 +92,31 @@ def margin_rows(network: Network, y: Tensor, like: Tensor) -> tuple[Tensor, Tens
     others = others + (others >= y.unsqueeze(1)).long()
     eye = torch.eye(classes, dtype=like.dtype, device=like.device)
     return eye[y].unsqueeze(1) - eye[others], others
+
+
+def chosen_rows(y: Tensor, classes: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Only the rows ``e_y - e_j`` of ``classes`` (batch, K), ``(rows, K)``; which sample and class each is about."""
+    samples, wrong = others_of(y, classes).nonzero(as_tuple=True)
+    eye = torch.eye(classes.shape[1], dtype=like.dtype, device=like.device)
+    return eye[y[samples]] - eye[wrong], samples, wrong
+
+
+def spread_chosen(bounds: Tensor, samples: Tensor, wrong: Tensor, y: Tensor, classes: Tensor) -> Tensor:
+    """One bound a row back to ``(batch, classes)``: -inf for what was not asked, 0 in column y."""
+    found = bounds.new_full(classes.shape, -torch.inf).index_put((samples, wrong), bounds)
+    return found.scatter(1, y.unsqueeze(1), 0.0)
+
+
+def only(bounds: Tensor, y: Tensor, classes: Tensor | None) -> Tensor:
+    """``bounds`` (batch, classes) with -inf where ``classes`` is False, the label's column aside."""
+    if classes is None:
+        return bounds
+    return bounds.where(classes.scatter(1, y.unsqueeze(1), True), -torch.inf)
+
+
+def others_of(y: Tensor, classes: Tensor) -> Tensor:
+    """``classes`` (batch, K) without the labels themselves."""
+    return classes.scatter(1, y.unsqueeze(1), False)
 
 
 def _spread(bounds: Tensor, others: Tensor, y: Tensor) -> Tensor:

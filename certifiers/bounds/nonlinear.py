@@ -26,13 +26,18 @@ class ReLU:
     def interval(self, box: Interval) -> Interval:
         return Interval.between(self.forward(box.lower), self.forward(box.upper))
 
-    def backward(self, rows: Tensor, box: Interval) -> tuple[tuple[Tensor], Tensor]:
+    def backward(self, rows: Tensor, box: Interval, slopes: Tensor | None = None) -> tuple[tuple[Tensor], Tensor]:
         """CROWN's two lines: ``lower_slope * x <= f(x) <= upper_slope * x + intercept`` on the box.
 
         The upper line is the chord; the lower slope (1, or ``slope``) is the one that leaves the smaller area
         (Zhang et al. 2018, arXiv 1811.00866). Stable units come out exact. Negative coefficients take the upper
         line, the others the lower.
+
+        ``slopes`` (samples, rows or 1, *shape) are lower slopes for the unstable units to use instead; they are cut
+        to [``slope``, 1], where every one of them is sound (Xu et al. 2021, arXiv 2011.13824).
         """
+        if slopes is not None:
+            return _chosen_rows(rows, box.lower.unsqueeze(1), box.upper.unsqueeze(1), self.slope, slopes)
         carry = _relu_rows if torch.compiler.is_compiling() else _ReLURows.apply
         row, constant = carry(rows, box.lower.unsqueeze(1), box.upper.unsqueeze(1), self.slope)
         return (row,), constant
@@ -55,6 +60,17 @@ def _relu_rows(rows: Tensor, lower: Tensor, upper: Tensor, slope: float) -> tupl
     takes_lower = rows >= 0
     constant = total(rows * torch.where(takes_lower, 0.0, below * (slope - upper_slope)))
     return rows * torch.where(takes_lower, lower_slope, upper_slope), constant
+
+
+def _chosen_rows(
+    rows: Tensor, lower: Tensor, upper: Tensor, slope: float, chosen: Tensor
+) -> tuple[tuple[Tensor], Tensor]:
+    """:func:`_relu_rows` with lower slopes chosen for the unstable units; differentiable in them."""
+    crown, upper_slope, below, _ = _relu_lines(lower, upper, slope)
+    lower_slope = torch.where((lower < 0) & (upper > 0), chosen.clamp(slope, 1.0), crown)
+    takes_lower = rows >= 0
+    constant = total(rows * torch.where(takes_lower, 0.0, below * (slope - upper_slope)))
+    return (rows * torch.where(takes_lower, lower_slope, upper_slope),), constant
 
 
 class _ReLURows(torch.autograd.Function):

@@ -16,6 +16,8 @@ METHODS = {
     "crown-ibp": "one backward pass of linear bounds (CROWN) through intervals found by interval bounds",
     "crown": "backward linear bounds for every layer, the intermediate ones included",
     "alpha-crown": "CROWN with the slopes of its lower bounds optimised for each image",
+    "lirpa-alpha-crown": "the same by auto_LiRPA",
+    "autoattack": "the ensemble of attacks AutoAttack, whose finds are run through the network before they count",
     "symbolic": "forward affine forms with error terms (symbolic intervals)",
 }
 
@@ -84,7 +86,10 @@ SMOOTHING = (
         "n0 noisy copies is the candidate; how many of n further copies it wins gives a lower bound of its "
         "probability p that holds with probability 1 - alpha (Clopper and Pearson). If it is above one half, no "
         "change of Euclidean length below sigma times the normal quantile of p alters the answer (Cohen et al. 2019); "
-        "else the classifier abstains. Noise is not cut to [0, 1]; a tie between classes counts for none.",
+        "else the classifier abstains. Noise is not cut to [0, 1]; a tie between classes counts for none. Uniform "
+        "noise of that standard deviation certifies ℓ1 radii instead, 2√3 sigma times what p is above one half (Lee et "
+        "al. 2019; Yang et al. 2020). Where sampling may stop early, the bound is one that holds at every number of "
+        "copies at once, by betting (Waudby-Smith and Ramdas 2024).",
     ),
     (
         "Certified at radius r",
