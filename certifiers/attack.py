@@ -129,7 +129,7 @@ def _search(task: _Task, losses: Sequence[str], seed: int, indices: Sequence[int
         start = x[rows]
         if restart > 0:
             names = [f"{seed}/{indices[row]}/{restart}" for row in rows.tolist()]
-            start = _random_start(start, task.threat, names)
+            start = _random_start(start, task.threat.select(rows), names)
         _ascend(task, best, rows, start, _LOSSES[loss])
     return best.x
 
@@ -150,8 +150,9 @@ def _ascend(task: _Task, best: _Best, rows: Tensor, point: Tensor, loss: _Loss) 
         rows, point, gradient = rows[keep], point.detach()[keep], gradient[keep]
         if len(rows) == 0:
             return
-        moved = point + task.step_size * steepest(gradient, task.threat)
-        point = task.threat.project(task.x[rows], moved)
+        size, threat = task.step_size, task.threat.select(rows)
+        size = size[rows] if isinstance(size, Tensor) and size.dim() else size
+        point = threat.project(task.x[rows], point + size * steepest(gradient, threat))
 
 
 def steepest(gradient: Tensor, threat: Threat) -> Tensor:

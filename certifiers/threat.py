@@ -26,8 +26,11 @@ PIXEL_UNITS = (
 
 def _check_eps(eps: float | Tensor) -> None:
     if isinstance(eps, Tensor):  # from a schedule, maybe under torch.compile: its value is not looked at
-        if eps.dim() != 0:
-            raise InputError(f"eps must be one number; a tensor of shape {tuple(eps.shape)} came.")
+        if eps.dim() != 0 and (eps.dim() < 2 or eps[0].numel() != 1):
+            raise InputError(
+                f"eps must be one number, or one for each input as (batch, 1, ..., 1); a tensor of shape "
+                f"{tuple(eps.shape)} came."
+            )
         return
     if isinstance(eps, bool) or not isinstance(eps, int | float):
         raise InputError(f"eps must be a number in pixel units, for example 0.1 or 8 / 255, not {eps!r}.")
@@ -42,6 +45,10 @@ class _Ball:
 
     def __post_init__(self) -> None:
         _check_eps(self.eps)
+
+    def select(self, rows: Tensor) -> Threat:
+        """The threat set of these inputs of a batch: itself, unless each input has an eps of its own."""
+        return type(self)(self.eps[rows]) if isinstance(self.eps, Tensor) and self.eps.dim() else self
 
     def box(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The smallest box (lower, upper), each shaped like `x`, that holds the threat set of `x` in [0, 1].
@@ -62,7 +69,9 @@ class LinfBall(_Ball):
     def contains(self, x: Tensor, x_adv: Tensor, tolerance: float = 1e-6) -> Tensor:
         """(batch,) bool: is `x_adv` in the threat set of `x`, up to `tolerance` for rounding? NaN is not."""
         distance = (x_adv.double() - x.double()).abs()
-        return ((distance <= self.eps + tolerance) & _in_pixel_range(x_adv, tolerance)).flatten(1).all(1)
+        return (
+            ((distance <= _each(self.eps, distance) + tolerance) & _in_pixel_range(x_adv, tolerance)).flatten(1).all(1)
+        )
 
     def project(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """The point of the threat set of `x` next to each `x_adv` (Euclidean)."""
@@ -80,7 +89,7 @@ class L2Ball(_Ball):
     def contains(self, x: Tensor, x_adv: Tensor, tolerance: float = 1e-6) -> Tensor:
         """(batch,) bool: is `x_adv` in the threat set of `x`, up to `tolerance` for rounding? NaN is not."""
         distance = (x_adv.double() - x.double()).flatten(1).norm(dim=1)
-        return (distance <= self.eps + tolerance) & _in_pixel_range(x_adv, tolerance).flatten(1).all(1)
+        return (distance <= _each(self.eps, distance) + tolerance) & _in_pixel_range(x_adv, tolerance).flatten(1).all(1)
 
     def project(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """Each `x_adv` brought into the threat set of `x` (needs `x` in [0, 1]); what is inside stays put.
@@ -97,6 +106,11 @@ class L2Ball(_Ball):
         radius = torch.as_tensor(self.eps - rounding, dtype=torch.float64, device=x.device).clamp(min=0.0)
         inward = start + step * (radius / length.clamp(min=1e-300))
         return torch.where(length <= self.eps, x_adv.double(), inward).to(x.dtype).clamp(0.0, 1.0)
+
+
+def _each(eps: float | Tensor, like: Tensor) -> float | Tensor:
+    """An eps for each input in the shape of ``like``: (batch,) or (batch, 1, ..., 1)."""
+    return eps.view(-1, *[1] * (like.dim() - 1)) if isinstance(eps, Tensor) and eps.dim() else eps
 
 
 Threat = LinfBall | L2Ball

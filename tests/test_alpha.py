@@ -15,10 +15,11 @@ from certifiers.threat import L2Ball, LinfBall
 from tests.nets import NETS, images
 from tests.random_nets import SHAPE, random_net
 
+USUAL = Ascent()
 METHODS = ("ibp", "crown-ibp", "crown", "symbolic")
 
 
-def bounds_of(model, x, y, threat, classes=None, ascent=Ascent()):
+def bounds_of(model, x, y, threat, classes=None, ascent=USUAL):
     network = trace(model, tuple(x.shape[1:])).bind()
     with torch.no_grad():
         intervals = crown_intervals(network, propagate(network, Region.of(x, threat)), 512)

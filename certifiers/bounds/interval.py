@@ -50,7 +50,12 @@ def propagate(network: Network, region: Region) -> Intervals:
 
 
 def _ball(region: Region) -> Interval | None:
-    return None if region.x is None else Interval(region.x, torch.ones_like(region.x) * region.eps)
+    if region.x is None:
+        return None
+    eps = region.eps
+    if isinstance(eps, torch.Tensor) and eps.dim():
+        eps = eps.view(-1, *[1] * (region.x.dim() - 1))
+    return Interval(region.x, torch.ones_like(region.x) * eps)
 
 
 def _meet_ball(box: Interval, layer: Linear | Conv2d, ball: Interval) -> Interval:

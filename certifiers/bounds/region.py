@@ -13,7 +13,8 @@ from .operations import Interval, total
 class Region(NamedTuple):
     """A box cut to [0, 1], and for l2 threats also the ball around ``x``: the inputs lie in both.
 
-    ``box``: centre and radius, ``(batch, *shape)``. ``x``, ``eps``: the l2 ball's, or None.
+    ``box``: centre and radius, ``(batch, *shape)``. ``x``, ``eps``: the l2 ball's, or None; ``eps`` is one number or
+    one for each sample, ``(batch, 1)``.
     """
 
     box: Interval
@@ -24,12 +25,14 @@ class Region(NamedTuple):
     def of(x: Tensor, threat) -> Region:
         """The region of inputs ``x`` (batch, *shape) under a threat model (LinfBall or L2Ball)."""
         box = Interval.between(*threat.box(x))
-        return Region(box, x, threat.eps) if threat.norm == "l2" else Region(box)
+        eps = threat.eps.flatten(1) if isinstance(threat.eps, Tensor) and threat.eps.dim() else threat.eps
+        return Region(box, x, eps) if threat.norm == "l2" else Region(box)
 
     def select(self, samples: Tensor) -> Region:
         """The regions of these samples (indices, repeats allowed)."""
         box = Interval(self.box.centre[samples], self.box.radius[samples])
-        return Region(box, None if self.x is None else self.x[samples], self.eps)
+        eps = self.eps[samples] if isinstance(self.eps, Tensor) and self.eps.dim() else self.eps
+        return Region(box, None if self.x is None else self.x[samples], eps)
 
     def of_pixels(self, pixels: Tensor) -> Region:
         """The region seen from these pixels alone (flat places); sound for rows that are zero elsewhere."""
