@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit, logsumexp, xlogy
+from scipy.special import expit, xlogy
 
 from certifiers.errors import InputError
 from certifiers.smoothing.bounds import check_confidence
@@ -41,7 +41,9 @@ _SLACK = 1e-6  # in log wealth, above what rounding may add to it for any n up t
 def log_wealth(successes: ArrayLike, n: ArrayLike, m: ArrayLike) -> NDArray[np.float64]:
     """The logarithm of the wealth against probability `m` (0 < m <= 1) after so many successes in `n` samples."""
     k, n, m = (np.asarray(value, dtype=np.float64)[..., None] for value in (successes, n, m))
-    return logsumexp(xlogy(n - k, RATIOS) - n * np.log(m + (1.0 - m) * RATIOS), axis=-1, b=WEIGHTS)
+    shares = xlogy(n - k, RATIOS) - n * np.log(m + (1.0 - m) * RATIOS)
+    largest = shares.max(-1, keepdims=True)
+    return np.log(np.exp(shares - largest) @ WEIGHTS) + largest[..., 0]
 
 
 def refuted(successes: ArrayLike, n: ArrayLike, m: ArrayLike, alpha: float) -> NDArray[np.bool_]:

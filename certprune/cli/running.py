@@ -104,5 +104,5 @@ def finish(run: Any, screen: Any) -> None:
         first = group[0]
         noise = f"noise of sigma {first.sigma:g}, {first.samples:,} samples"
         screen.print()
-        screen.print(rich_table(group, title=f"Certified % at l2 radius r, {noise}, {first.n:,} images"))
+        screen.print(rich_table(group, title=f"Certified % at {first.norm} radius r, {noise}, {first.n:,} images"))
     screen.print(f"Report: {page}", soft_wrap=True)

@@ -4,7 +4,7 @@ from dataclasses import replace
 from html import escape
 
 from certprune.reports.curves import Curve, distance_label, rate_at, run_curves, smoothed_run_curves
-from certprune.reports.look import Style, styles
+from certprune.reports.look import NORMS, Style, styles
 from certprune.reports.read import RunView
 from certprune.reports.smoothed import shown_radii, smoothing_settings
 from certprune.reports.svg import Axes, Line, line_chart, swatch
@@ -44,8 +44,9 @@ def radius_curve(run: RunView) -> str:
     return (
         f'<figure><div class="wide">{line_chart(lines, axes, *WIDE, direct=False)}</div>'
         f'<div class="narrow">{line_chart(lines, axes, *NARROW, direct=False)}</div>{_legend(lines)}'
-        f"<figcaption>Certified accuracy against the ℓ2 radius, by smoothing with noise of sigma {chosen[0]:g}, with "
-        "95 % Wilson bands: an image counts at every radius up to its own. The marks are at the radii of the table. "
+        f"<figcaption>Certified accuracy against the {NORMS[curves[0].norm]} radius, by smoothing with noise of sigma "
+        f"{chosen[0]:g}, with 95 % Wilson bands: an image counts at every radius up to its own. The "
+        "marks are at the radii of the table. "
         "Colour tells the sparsity, the line style how the kept weights were chosen.</figcaption></figure>"
     )
 

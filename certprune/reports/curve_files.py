@@ -17,8 +17,10 @@ from certprune.reports.smoothed import SmoothedView
 LOG_HEADER = ["idx", "label", "predict", "radius", "correct", "time"]
 
 
-def read_curves(paths: Sequence[str | Path]) -> list[Curve]:
+def read_curves(paths: Sequence[str | Path], norm: str | None = None) -> list[Curve]:
     """Curves of ledgers and smoothing logs in any mixture; ledgers of one network at several eps make one curve.
+
+    With ``norm``, smoothing ledgers are shown by the radii that their own imply in that norm, and labelled so.
 
     Raises InputError for no paths, an unknown format, an empty file, or norms that cannot share an axis.
     """
@@ -32,7 +34,7 @@ def read_curves(paths: Sequence[str | Path]) -> list[Curve]:
             continue
         if ledger_kind(path) == KIND:
             smoothed = _read_smoothed_ledger(path)
-            curves.append(smoothed_curve(_network(smoothed), smoothed))
+            curves.append(smoothed_curve(_network(smoothed), smoothed, norm))
             continue
         ledger = _read_ledger(path)
         key = (ledger.model, ledger.header.get("variant"), ledger.images, ledger.norm, ledger.method)
@@ -49,7 +51,8 @@ def read_curves(paths: Sequence[str | Path]) -> list[Curve]:
     if len(norms) > 1:
         which = " and ".join(f"{norm} ('{name}')" for norm, name in sorted(norms.items()))
         raise InputError(
-            f"An eps means something else in each norm, but the given files are in {which}. Draw one chart per norm."
+            f"An eps means something else in each norm, but the given files are in {which}. Draw one chart per norm, "
+            "or show what smoothing implies in the other (--norm)."
         )
     return name_curves(curves)
 

@@ -9,6 +9,7 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from certifiers.errors import InputError
 from certifiers.verdict import Accuracy, Status
 from certprune.reports.look import NORMS, Network, labels, order
 from certprune.reports.read import LedgerView, RunView
@@ -35,6 +36,7 @@ class Curve:
     norm: str
     points: tuple[Point, ...]
     stepped: bool = False
+    implied: str = ""  # the norm of the certificates that imply these radii; "" where they are of ``norm`` themselves
     notes: tuple[str, ...] = ()  # tell curves with equal labels apart: sigma, the seed, the data, the folder
 
 
@@ -44,12 +46,18 @@ def run_curves(run: RunView) -> list[Curve]:
 
 
 def smoothed_run_curves(run: RunView, settings: tuple | None = None) -> list[Curve]:
-    """The staircases of a run's networks by smoothing, one for each ledger, or for those with these ``settings``."""
+    """The staircases of a run's networks by smoothing, one for each ledger, or for those with these ``settings``.
+
+    All in one norm: where a run has been smoothed in several, that of the recipe's own ledgers.
+    """
+    views = sorted((view for variant in run.variants for view in variant.smoothed), key=lambda view: not view.usual)
+    norms = {view.norm for view in views if settings in (None, view.settings)}
+    norm = next((view.norm for view in views if view.norm in norms), None)
     return name_curves(
         smoothed_curve(network(variant), view)
         for variant in run.variants
         for view in variant.smoothed
-        if settings in (None, view.settings)
+        if settings in (None, view.settings) and view.norm == norm
     )
 
 
@@ -63,7 +71,8 @@ def name_curves(curves: Iterable[Curve]) -> list[Curve]:
     for curve, text in zip(ordered, texts, strict=True):
         alike = [other for other, name in zip(ordered, texts, strict=True) if name == text]
         extra = f" ({_apart(curve, alike) or len(named) + 1})" if len(alike) > 1 else ""
-        named.append(replace(curve, label=text + extra))
+        implied = f", implied by {NORMS[curve.implied]}" if curve.implied else ""
+        named.append(replace(curve, label=text + extra + implied))
     return named
 
 
@@ -136,21 +145,41 @@ def ledger_curve(which: Network, ledgers: Iterable[LedgerView]) -> Curve:
     return Curve(which.name, which, ledgers[0].norm, ordered, notes=(note,))
 
 
-def smoothed_curve(which: Network, view: SmoothedView) -> Curve:
-    """The staircase of a smoothing ledger; wrong and abstained inputs never count."""
+def smoothed_curve(which: Network, view: SmoothedView, norm: str | None = None) -> Curve:
+    """The staircase of a smoothing ledger; wrong and abstained inputs never count.
+
+    In another ``norm`` than the ledger's it is of the radii that its own imply there.
+    """
     radii = [verdict.radius for verdict in view.verdicts if verdict.status is Status.certified]
     header = view.header
     notes = (
+        "uniform noise" if view.norm == "l1" else "Gaussian noise",
         f"sigma {view.sigma:g}",
         f"n {header.get('n')}",
         f"alpha {header.get('alpha')}",
         f"seed {header.get('seed')}",
+        view.rule or "fixed n",
     )
-    return staircase(which, radii, len(view.verdicts), notes)
+    implied = norm not in (None, view.norm)
+    if implied:
+        radii = [_implied(view, radius, norm) for radius in radii]
+    curve = staircase(which, radii, len(view.verdicts), notes, norm or view.norm)
+    return replace(curve, implied=view.norm) if implied else curve
 
 
-def staircase(which: Network, radii: Iterable[float], n: int, notes: tuple[str, ...]) -> Curve:
-    """The curve of ``n`` inputs of which those predicted right are certified within ``radii`` (l2, pixels)."""
+def _implied(view: SmoothedView, radius: float, norm: str) -> float:
+    from certifiers.smoothing import implied_radius
+
+    if "pixels" not in view.header:
+        raise InputError(
+            f"'{view.path}' does not say how many pixels an image has (it is of an older version), so what its radii "
+            f'imply in {norm} is not known. Add "pixels" to its first line, or certify again.'
+        )
+    return implied_radius(radius, view.norm, norm, int(view.header["pixels"]))
+
+
+def staircase(which: Network, radii: Iterable[float], n: int, notes: tuple[str, ...], norm: str = "l2") -> Curve:
+    """The curve of ``n`` inputs of which those predicted right are certified within ``radii`` (``norm``, pixels)."""
     radii = sorted(radii)
     points = []
     for place, radius in enumerate(radii):
@@ -158,4 +187,4 @@ def staircase(which: Network, radii: Iterable[float], n: int, notes: tuple[str, 
             points.append(Point(radius, n, rate(Accuracy(len(radii) - place, n))))
     if not points or points[0].eps > 0:
         points.insert(0, Point(0.0, n, rate(Accuracy(len(radii), n))))
-    return Curve(which.name, which, "l2", tuple(points), stepped=True, notes=notes)
+    return Curve(which.name, which, norm, tuple(points), stepped=True, notes=notes)

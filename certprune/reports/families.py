@@ -288,4 +288,7 @@ def _note(ledgers: list[Any], source: Source) -> str:
         steps = f"PGD of {header['attack_steps']} steps" if "attack_steps" in header else "the ledgers' attack"
         return f"{norm} eps {source.level:g}; attacked by {steps}, certified by {ledgers[0].method}"
     counts = ", ".join(f"{key} {header[key]:,}" for key in ("n0", "n") if key in header)
-    return f"ℓ2 radii by randomized smoothing with sigma {source.level:g} ({counts}, alpha {header.get('alpha', '?')})"
+    norm = NORMS[ledgers[0].norm]
+    return (
+        f"{norm} radii by randomized smoothing with sigma {source.level:g} ({counts}, alpha {header.get('alpha', '?')})"
+    )

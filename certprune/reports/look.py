@@ -30,7 +30,7 @@ OBJECTIVES = {
     "mtl_ibp": "MTL-IBP",
     "cc_ibp": "CC-IBP",
 }
-NORMS = {"linf": "ℓ∞", "l2": "ℓ2"}
+NORMS = {"linf": "ℓ∞", "l2": "ℓ2", "l1": "ℓ1"}
 BUDGETS = {"erk": "ERK", "uniform": "uniform"}
 
 # Slot 0 is the ink of networks that are not pruned.

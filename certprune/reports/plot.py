@@ -56,13 +56,13 @@ def curve_figure(curves: Sequence[Curve], size: tuple[float, float] = (7.2, 4.2)
     return figure
 
 
-def write_curves(paths: Sequence[str | Path], out: str | Path) -> list[Path]:
+def write_curves(paths: Sequence[str | Path], out: str | Path, norm: str | None = None) -> list[Path]:
     """Draw the curves of ledgers and smoothing logs into ``out`` (PNG, SVG or PDF), their values into a CSV beside it.
 
     A name that ends in .csv asks for the values alone. Returns the files written. Raises InputError as
     ``read_curves`` does, and for another kind of ``out``.
     """
-    return save_curves(read_curves(paths), out)
+    return save_curves(read_curves(paths, norm), out)
 
 
 def save_curves(curves: Sequence[Curve], out: str | Path) -> list[Path]:

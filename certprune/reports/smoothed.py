@@ -28,6 +28,22 @@ class SmoothedView:
         return float(self.header["sigma"])
 
     @property
+    def norm(self) -> str:
+        """In which the radii are: "l2", or "l1" of uniform noise."""
+        return str(self.header.get("norm") or "l2")
+
+    @property
+    def rule(self) -> str:
+        """What is not as in Cohen et al.: the stopping rule and shared noise, in a few words; "" for neither."""
+        stopping = self.header.get("stopping") or {}
+        radii = ", ".join(f"{radius:g}" for radius in stopping.get("radii") or ())
+        words = [f"tolerance {stopping['tolerance']:g}"] if stopping.get("tolerance") else []
+        words += [f"up to {stopping['up_to']:g}"] if stopping.get("up_to") else []
+        words += [f"decide {radii}"] if radii else []
+        words += ["shared noise"] if self.header.get("shared_noise") else []
+        return ", ".join(words)
+
+    @property
     def usual(self) -> bool:
         """Whether n0, n and alpha are the recipe's: others are told by a suffix of the file's name."""
         return self.path.stem == f"{PREFIX}{self.sigma:g}"
@@ -35,7 +51,7 @@ class SmoothedView:
     @property
     def settings(self) -> tuple:
         """What sets ledgers of one network apart."""
-        return (self.sigma, *(self.header.get(key) for key in ("n0", "n", "alpha")))
+        return (self.sigma, *(self.header.get(key) for key in ("n0", "n", "alpha")), self.norm, self.rule)
 
     @property
     def model(self) -> str:

@@ -22,9 +22,11 @@ from certprune.reports.smoothed import SmoothedView, accuracy_at, ledger_at, sho
 
 @dataclass(frozen=True)
 class SmoothedRow:
-    """One network certified by smoothing with one sigma. ``certified`` has a rate for each of ``radii`` (l2, pixels).
+    """One network certified by smoothing with one sigma.
 
-    ``n`` counts images, ``samples`` the noisy copies of each. Times in seconds.
+    ``certified`` has a rate for each of ``radii`` (in ``norm``, pixels).
+    ``n`` counts images, ``samples`` the noisy copies allowed for each, ``drawn`` those drawn, on average; ``rule``
+    says when sampling stopped early, "" if never. Times in seconds.
     """
 
     run: str
@@ -47,6 +49,9 @@ class SmoothedRow:
     abstained: Rate
     training_seconds: float | None
     certification_seconds: float
+    norm: str = "l2"
+    rule: str = ""
+    drawn: float | None = None
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -72,7 +77,7 @@ class SmoothedRow:
 
     @property
     def settings(self) -> tuple:
-        return (self.sigma, self.n0, self.samples, self.alpha)
+        return (self.sigma, self.n0, self.samples, self.alpha, self.norm, self.rule)
 
 
 def _radius_columns(radii: Sequence[float]) -> list[Column]:
@@ -150,4 +155,12 @@ def _row(run: RunView, variant: Variant, view: SmoothedView, label: str, budgets
         abstained=rate(Accuracy(abstained, n)),
         training_seconds=variant.seconds,
         certification_seconds=view.seconds,
+        norm=view.norm,
+        rule=view.rule,
+        drawn=_drawn(view),
     )
+
+
+def _drawn(view: SmoothedView) -> float | None:
+    counts = [view.header.get("n") if v.samples is None else v.samples for v in view.verdicts]
+    return None if None in counts else sum(counts) / len(counts)

@@ -7,7 +7,7 @@ import math
 from html import escape
 
 from certprune.reports.compare import BASELINES
-from certprune.reports.look import styles
+from certprune.reports.look import NORMS, styles
 from certprune.reports.read import RunView
 from certprune.reports.rows import network, points
 from certprune.reports.sections import CARDS, card, listed
@@ -33,7 +33,13 @@ def _card(row: SmoothedRow, gaps, slot: int) -> str:
     kept = f"{row.kept:,} of {row.weights:,} weights" if row.kept is not None and row.weights else ""
     against = [gap for gap in gaps if gap.variant == row.variant]
     lines = [kept, *(f"{points(gap.certified, sign=True)[0]} points against {gap.second}" for gap in against)]
-    return card(row.label, row.certified[row.radii.index(radius)], f"certified at ℓ2 radius {radius:g}", lines, slot)
+    return card(
+        row.label,
+        row.certified[row.radii.index(radius)],
+        f"certified at {NORMS[row.norm]} radius {radius:g}",
+        lines,
+        slot,
+    )
 
 
 def tables(run: RunView) -> str:
@@ -55,10 +61,11 @@ def paired(run: RunView) -> str:
     gaps = smoothed_differences(run, groups[0][0].sigma) if groups else []
     if not gaps:
         return ""
+    norm = NORMS[groups[0][0].norm]
     return (
         html_table(gaps, hide=("eps",))
-        + f'<p class="note">Certified accuracy at ℓ2 radius {gaps[0].eps:g} of the network less that of the one it is '
-        "compared with, on the same images under the same noise. In brackets, a 95 % interval for paired proportions; "
+        + f'<p class="note">Certified accuracy at {norm} radius {gaps[0].eps:g} of the network less that of the one it '
+        "is compared with, on the same images under the same noise. In brackets, a 95 % interval for paired shares; "
         "one that leaves out 0 is a difference that these test images can tell.</p>"
     )
 
@@ -73,24 +80,34 @@ def _one_count(rows: list[SmoothedRow]) -> bool:
 
 
 def _way(row: SmoothedRow) -> str:
-    return f"sigma {row.sigma:g}, n {row.samples:,}" if row.samples else f"sigma {row.sigma:g}"
+    words = [f"sigma {row.sigma:g}", f"n {row.samples:,}" if row.samples else "", row.rule]
+    return ", ".join(filter(None, ["uniform noise" if row.norm == "l1" else "", *words]))
 
 
 def _about(rows: list[SmoothedRow]) -> str:
     first = rows[0]
     images = f"{first.n:,} images" if _one_count(rows) else "the images"
+    noise = "uniform" if first.norm == "l1" else "Gaussian"
     text = (
-        f"Per cent of {images} that are right with a certified ℓ2 radius (pixels in [0, 1]) of at least r, by "
-        f"smoothing with noise of sigma {first.sigma:g}; in brackets, 95 % Wilson intervals."
+        f"Per cent of {images} that are right with a certified {NORMS[first.norm]} radius (pixels in [0, 1]) of at "
+        f"least r, by smoothing with {noise} noise of sigma {first.sigma:g}; in brackets, 95 % Wilson intervals."
     )
     if first.samples and first.alpha:
-        from certifiers.smoothing import certified_radius, lower_confidence_bound
-
-        most = certified_radius(lower_confidence_bound(first.samples, first.samples, first.alpha), first.sigma)
-        text += (
-            f" Each image’s radius comes from {first.samples:,} noisy copies and holds with probability "
-            f"{1 - first.alpha:g}; so many copies can certify no radius above {math.ceil(1000 * most) / 1000:g}."
-        )
+        text += _samples(first)
     if not _one_count(rows):
         text += " The networks were not certified on equally many images: do not compare them yet."
     return text
+
+
+def _samples(row: SmoothedRow) -> str:
+    """How many noisy copies stand behind a radius, and the most that they can certify."""
+    from certifiers.smoothing import certified_radius, lower_confidence_bound, lower_sequence
+
+    n, anytime = row.samples, row.rule not in ("", "shared noise")
+    bound = float(lower_sequence(n, n, row.alpha)) if anytime else lower_confidence_bound(n, n, row.alpha)
+    most = certified_radius(bound, row.sigma, "uniform" if row.norm == "l1" else "gaussian")
+    early = f" at most (stopped early: {row.rule}; {row.drawn:,.0f} on average)" if anytime and row.drawn else ""
+    return (
+        f" Each image’s radius comes from {n:,} noisy copies{early} and holds with probability {1 - row.alpha:g}; "
+        f"so many copies can certify no radius above {math.ceil(1000 * most) / 1000:g}."
+    )

@@ -68,7 +68,8 @@ def sparsity_panels(run: RunView) -> list[Panel]:
         sigma = planned if planned in found else found[0]
         radius = main_radius(shown_radii(run.config))
         panels.append(Panel("smoothed", f"Accuracy under noise of {sigma:g}", sigma, 0.0))
-        panels.append(Panel("radius", f"Certified at ℓ2 radius {radius:g}", sigma, radius))
+        norm = "ℓ1" if smoothing_settings(run.config).get("noise") == "uniform" else "ℓ2"
+        panels.append(Panel("radius", f"Certified at {norm} radius {radius:g}", sigma, radius))
     return panels
 
 
