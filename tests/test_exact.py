@@ -17,6 +17,7 @@ from certifiers.errors import InputError, UnsupportedLayer
 from certifiers.exact import decide
 from certifiers.exact.bounding import Domains, bound, improve, tighten
 from certifiers.exact.branching import asked_of, free, halves
+from certifiers.exact.milp import least_value
 from certifiers.exact.reduced import reduce
 from certifiers.exact.tree import search
 from certifiers.threat import L2Ball, LinfBall
@@ -241,3 +242,17 @@ def test_bad_input():
         decide(linear, x + 2, 0, LinfBall(0.1), 5)
     y = int(linear(x.unsqueeze(0)).argmax())
     assert decide(linear, x, y, LinfBall(0.0), 5).proven is True  # nothing to split at all
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_integer_program_finds_the_exact_least_margin(seed):
+    model = tiny(seed)
+    x = torch.rand(2, dtype=DOUBLE, generator=torch.Generator().manual_seed(seed))
+    y = int(model(x.unsqueeze(0)).argmax())
+    problem = problem_of(model, x.unsqueeze(0), y, LinfBall(0.4))
+    lower, upper = (end.tolist() for end in LinfBall(0.4).box(x))
+    exact = [m for j, m in enumerate(exact_margins(model, lower, upper, y, 3)) if j != y]
+    for question, least in enumerate(exact):
+        bound_found, point = least_value(problem, question, 10)
+        assert least - 1e-3 <= bound_found <= least
+        assert problem.values(point.unsqueeze(0))[0, question].item() == pytest.approx(least, abs=1e-4)

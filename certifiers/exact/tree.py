@@ -13,10 +13,12 @@ from torch import Tensor
 
 from .bounding import Bound, Domains, bound, crown_slopes, improve, tighten
 from .branching import asked_of, choose, free, halves
+from .milp import least_value
 from .reduced import Reduced, Rows
 
 BATCH = 256  # domains bounded together
 TIGHTEN_STEPS, ROOT_STEPS, STEPS = 10, 60, 12
+FEW_UNITS = 200  # up to so many, a mixed-integer program is tried first
 NARROW = 32  # levels of at most so many units are bounded anew in each half
 
 
@@ -47,6 +49,7 @@ def search(problem: Reduced, deadline: float, confirm: Callable[[Tensor], bool])
     counted = len(pool)
     found = improve(problem, asked_of(problem, pool), pool, ROOT_STEPS)
     floor = torch.inf
+    integers = len(problem.lower) <= FEW_UNITS
     while True:
         witness = _witness(problem, pool, found, confirm)
         if witness is not None:
@@ -58,6 +61,13 @@ def search(problem: Reduced, deadline: float, confirm: Callable[[Tensor], bool])
             return Outcome(True, floor, None, counted)
         if time.monotonic() > deadline:
             return Outcome(None, pool.bound.amin().item(), None, counted)
+        if integers:
+            integers = False
+            pool, witness, floor = _by_integers(problem, pool, deadline, rounding, floor, confirm)
+            if witness is not None:
+                return Outcome(False, -torch.inf, witness, counted)
+            if len(pool) == 0:
+                return Outcome(True, floor, None, counted)
         rest, pool = _take(pool)
         pool, witness, least = _without_leaves(problem, pool, confirm)
         if witness is not None:
@@ -82,6 +92,23 @@ def _take(pool: Domains) -> tuple[Domains, Domains]:
     """All but the worst domains, and the worst."""
     order = pool.bound.argsort()
     return pool[order[BATCH:]], pool[order[:BATCH]]
+
+
+def _by_integers(problem, pool: Domains, deadline: float, rounding: float, floor: float, confirm):
+    """The open questions as mixed-integer programs, for a third of the time left: those not decided, a confirmed
+    witness or None, and the least bound proven so far."""
+    until = time.monotonic() + (deadline - time.monotonic()) / 3
+    kept = []
+    for index in range(len(pool)):
+        value, point = least_value(problem, int(pool.question[index]), until - time.monotonic())
+        if point is not None and confirm(point):
+            return pool, point, floor
+        pool.bound[index] = max(value, float(pool.bound[index]))
+        if pool.bound[index] > rounding:
+            floor = min(floor, float(pool.bound[index]))
+        else:
+            kept.append(index)
+    return pool[torch.tensor(kept, dtype=torch.long)], None, floor
 
 
 def _split(problem: Reduced, pool: Domains) -> tuple[Domains, Bound]:
