@@ -15,6 +15,8 @@ from certprune.cli.app import app, console
 OPTIONAL = {
     "pytest": ("the tests", "pip install 'certprune[test]'"),
     "ruff": ("make lint", "pip install 'certprune[test]'"),
+    "onnx": ("export, verify, certify --external", "pip install 'certprune[vnncomp]'"),
+    "onnxruntime": ("export, verify, certify --external", "pip install 'certprune[vnncomp]'"),
 }
 
 

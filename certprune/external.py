@@ -1,0 +1,122 @@
+"""What a ledger leaves undecided, asked of another verifier: the verdicts go to a ledger of their own beside it."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from certifiers.errors import InputError
+from certifiers.ledger import RowLedger
+from certifiers.threat import Threat, threat
+from certifiers.verdict import Ledger, Status, Verdict, model_hash, read_ledger
+from certifiers.vnncomp import ExternalAnswer, run_external, tool_name, write_instances
+from certprune.certifying import checked_indices
+from certprune.progress import Progress
+from certprune.runs import Run
+
+UNDECIDED = (Status.unknown, Status.timeout)
+
+
+def external_network(
+    run: Run,
+    variant: str,
+    ledger: Path,
+    data: Any,
+    command: str,
+    timeout: float,
+    *,
+    indices: range | None = None,
+    progress: Progress | None = None,
+) -> tuple[Path, list[str]]:
+    """Ask ``command`` about the undecided images of ``ledger``; returns the new ledger and what went wrong, by image.
+
+    The new ledger, ``…-external-NAME.jsonl``, repeats what the old one has decided and gives the rest the program's
+    verdict with the method ``external:NAME``: certified where it says unsat, falsified where its counterexample,
+    brought into the threat set, changes the prediction of the network itself. An image on which the program ends
+    without a verdict gets no row, so that the same command asks again.
+
+    Raises InputError for a command that cannot be run and for an l2 threat.
+    """
+    progress, name = progress or Progress(), f"external:{tool_name(command)}"
+    header, before = read_ledger(ledger)
+    settings = run.recipe.certify
+    split = getattr(data, settings.split)
+    numbers = checked_indices(indices, settings.count, len(split.y), f"{data.name} {settings.split}")
+    rows = {verdict.index: verdict for verdict in before}
+    path = ledger.with_name(f"{ledger.stem}-external-{tool_name(command)}.jsonl")
+    header = {**header, "method": f"{header['method']}+{name}", "external": command, "timeout": timeout}
+    region = threat(header["norm"], header["eps"])
+    stage = "pretrain" if variant == "pretrain" else "finetune"
+    model = run.load_model(variant, stage)
+    if header.get("model") != model_hash(model):
+        raise InputError(
+            f"The ledger {ledger} is not about the network {variant} as it is now; certify that one first."
+        )
+    troubles = []
+    with Ledger(path, {key: value for key, value in header.items() if key != "ledger"}) as found:
+        new = [rows[i] for i in numbers if i not in found.decided]
+        found.append([verdict for verdict in new if verdict.status not in UNDECIDED])
+        open_ = [verdict for verdict in new if verdict.status in UNDECIDED]
+        progress.begin(f"{variant} · {name} eps {region.eps:g}", len(open_))
+        for verdict in open_:
+            x, label = split.x[verdict.index : verdict.index + 1], split.y[verdict.index : verdict.index + 1]
+            answer = _ask(model, x, label, region, command, timeout, verdict.index)
+            _take_in(found, model, x[0], region, verdict, answer, name, troubles)
+            progress.advance(1)
+    decided = sum(v.method == name and v.status not in UNDECIDED for v in found.verdicts)
+    progress.end(f"{decided} of {len(open_)} decided" if not troubles else f"{decided} decided, trouble: {troubles[0]}")
+    return path, troubles
+
+
+def _ask(
+    model: nn.Module, x: Tensor, y: Tensor, region: Threat, command: str, timeout: float, index: int
+) -> ExternalAnswer:
+    with tempfile.TemporaryDirectory() as folder:
+        lines = write_instances(model, x, y, region, folder, timeout=timeout, indices=[index])
+        if not lines:
+            raise InputError(
+                f"Input {index} is predicted wrong here, but the ledger has it as predicted right: they are about "
+                "different networks. Give the ledger of this network."
+            )
+        onnx, vnnlib = (Path(folder) / place for place in lines[0][:2])
+        return run_external(command, onnx, vnnlib, timeout, x[0].numel())
+
+
+def _take_in(
+    ledger: RowLedger[Verdict],
+    model: nn.Module,
+    x: Tensor,
+    region: Threat,
+    before: Verdict,
+    answer: ExternalAnswer,
+    name: str,
+    troubles: list[str],
+) -> None:
+    """Write what the answer shows about one input; what it does not show is said in ``troubles``."""
+    statuses = {"unsat": Status.certified, "timeout": Status.timeout, "unknown": Status.unknown}
+    status, note = statuses.get(answer.verdict), answer.note
+    if answer.verdict == "sat":
+        broken = answer.candidate is not None and _breaks(model, x, region, before.label, answer.candidate)
+        status = Status.falsified if broken else Status.unknown
+        note = "" if broken else note or "its counterexample does not change the network's prediction"
+    if note:
+        troubles.append(f"image {before.index}: {answer.verdict}, {note}")
+    if status is None:
+        return
+    seconds = before.seconds + answer.seconds
+    stages = {**before.stages, name: answer.seconds}
+    ledger.append([replace(before, status=status, method=name, margin=None, seconds=seconds, stages=stages)])
+
+
+@torch.no_grad()
+def _breaks(model: nn.Module, x: Tensor, region: Threat, label: int, candidate: Tensor) -> bool:
+    """Whether the candidate, brought into the threat set of ``x``, is predicted otherwise by the network itself."""
+    point = region.project(x.unsqueeze(0), candidate.reshape(1, *x.shape).to(x.dtype))
+    logits = model(point)
+    inside = bool(region.contains(x.unsqueeze(0), point)[0])
+    return inside and bool(logits.isfinite().all()) and int(logits.argmax()) != label

@@ -1,0 +1,436 @@
+"""Networks as ONNX, there and back, and what is proven or broken about them; witnesses, searches, soundness."""
+
+import importlib
+import time
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from certifiers import LinfBall, margin_lower_bounds
+from certifiers.bounds import trace
+from certifiers.errors import InputError, UnsupportedLayer
+from certifiers.vnncomp import (
+    Box,
+    Polytope,
+    Property,
+    export_onnx,
+    parse_property,
+    read_network,
+    read_property,
+    robustness_text,
+    verify,
+    write_instances,
+)
+from certifiers.vnncomp.bounding import Rows, excluded, excluded_by_combination, intervals_of, tightened
+from certifiers.vnncomp.splitting import split_inputs
+from certprune.models.normalise import Normalise
+from tests.nets import NETS, images, tiny_mlp
+
+
+def small_net(inputs=3, outputs=3, seed=0, hidden=12):
+    generator = torch.Generator().manual_seed(seed)
+    net = nn.Sequential(
+        nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs)
+    )
+    for parameter in net.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) / (2.0 if parameter.dim() == 1 else 2.5)
+    return net.eval().requires_grad_(False)
+
+
+def exported(net, shape, folder, seed=0):
+    path = folder / "net.onnx"
+    export_onnx(net, torch.rand(4, *shape, generator=torch.Generator().manual_seed(seed)), path)
+    return read_network(path)
+
+
+# ---- export
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_network_goes_there_and_back(name, tmp_path):
+    net, (x, y) = NETS[name](), images()
+    path = tmp_path / "net.onnx"
+    export_onnx(net, x, path)
+    network = read_network(path)
+    assert torch.allclose(network.model(x.flatten(1)), net(x), atol=1e-5)
+    assert torch.allclose(network.runtime(x.flatten(1)), net(x), atol=1e-5)
+    # Its bounds are those of the network itself.
+    for method in ("ibp", "crown"):
+        expected = margin_lower_bounds(net, x, y, LinfBall(0.02), method)
+        assert torch.allclose(
+            margin_lower_bounds(network.model, x.flatten(1), y, LinfBall(0.02), method), expected, atol=1e-3
+        )
+    file = onnx.load(str(path))
+    assert [o.version for o in file.opset_import] == [13]
+    assert [d.dim_value for d in file.graph.input[0].type.tensor_type.shape.dim] == [1, 1, 8, 8]
+    assert not {"Where", "Cast", "And", "Greater"} & {node.op_type for node in file.graph.node}, "no masks"
+
+
+def test_normalisation_is_exported_too(tmp_path):
+    net, (x, _) = nn.Sequential(Normalise(0.3, 0.5), *tiny_mlp()).eval(), images()
+    export_onnx(net, x, tmp_path / "net.onnx")
+    assert torch.allclose(read_network(tmp_path / "net.onnx").model(x.flatten(1)), net(x), atol=1e-5)
+
+
+def test_masks_are_refused(tmp_path):
+    net, (x, _) = tiny_mlp(), images()
+    nn.utils.prune.l1_unstructured(net[1], "weight", 0.5)
+    with pytest.raises(InputError, match="masks"):
+        export_onnx(net, x, tmp_path / "net.onnx")
+    assert not (tmp_path / "net.onnx").exists()
+
+
+def test_an_export_that_computes_something_else_is_refused(tmp_path, monkeypatch):
+    net, (x, _) = tiny_mlp(), images()
+    export = torch.onnx.export
+
+    def broken(model, *arguments, **options):
+        model[5].bias.data[3] += 0.01
+        export(model, *arguments, **options)
+        model[5].bias.data[3] -= 0.01
+
+    monkeypatch.setattr(torch.onnx, "export", broken)
+    with pytest.raises(InputError, match="other values in onnxruntime"):
+        export_onnx(net, x, tmp_path / "net.onnx")
+    assert not (tmp_path / "net.onnx").exists()
+
+
+def test_instances_say_what_is_to_be_proven(tmp_path):
+    net, (x, _) = tiny_mlp(), images(5)
+    y = net(x).argmax(1)
+    y[2] = (y[2] + 1) % 10  # predicted wrong: nothing to prove
+    lines = write_instances(net, x, y, LinfBall(0.03), tmp_path, name="tiny", timeout=7, indices=[3, 5, 8, 9, 11])
+    assert [line[1] for line in lines] == [f"vnnlib/tiny-eps-0.03-{i}.vnnlib" for i in (3, 5, 9, 11)]
+    write_instances(net, x[:1], y[:1], LinfBall(0.01), tmp_path, name="tiny")
+    text = (tmp_path / "instances.csv").read_text().splitlines()
+    assert text[0] == "onnx/tiny.onnx,vnnlib/tiny-eps-0.03-3.vnnlib,7" and len(text) == 5
+    (box,) = read_property(tmp_path / lines[1][1]).boxes
+    lower, upper = LinfBall(0.03).box(x[1:2])
+    assert torch.equal(box.lower, lower.double().flatten()) and torch.equal(box.upper, upper.double().flatten())
+    assert box.lower.min() >= 0 and box.upper.max() <= 1
+    for polytope in box.polytopes:  # a counterexample is where another logit reaches the label's
+        assert (polytope.a[0, y[1]], polytope.a.sum(), polytope.b[0]) == (1, 0, 0)
+    assert len(box.polytopes) == 9
+
+
+def test_l2_cannot_be_said_in_vnnlib(tmp_path):
+    from certifiers import L2Ball
+
+    x, y = images()
+    with pytest.raises(InputError, match="linf"):
+        write_instances(tiny_mlp(), x, y, L2Ball(0.1), tmp_path)
+
+
+# ---- reading ONNX
+
+
+def made(tmp_path, nodes, weights, shape, opset=13):
+    """The network in a file made of these nodes, from X to Y."""
+    graph = helper.make_graph(
+        [helper.make_node(op, ins, outs, **attributes) for op, ins, outs, attributes in nodes],
+        "made",
+        [helper.make_tensor_value_info("X", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()],
+    )
+    file = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    onnx.save(file, str(tmp_path / "made.onnx"))
+    return read_network(tmp_path / "made.onnx")
+
+
+def weight(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+IMAGE = ["batch", 2, 6, 6]
+READABLE = {
+    "gemm as it may be": (
+        [("Gemm", ["X", "w", "b"], ["Y"], {"alpha": 0.5, "beta": 2.0})],
+        {"w": weight(5, 3), "b": weight(1, 3)},
+        [1, 5],
+    ),
+    "a vector without a batch": (
+        [("MatMul", ["w", "X"], ["h"], {}), ("Relu", ["h"], ["Y"], {})],
+        {"w": weight(4, 5)},
+        [5],
+    ),
+    "constants on either side": (
+        [
+            ("Sub", ["c", "X"], ["a"], {}),
+            ("Mul", ["a", "c"], ["b"], {}),
+            ("Div", ["b", "d"], ["e"], {}),
+            ("Neg", ["e"], ["f"], {}),
+            ("MatMul", ["f", "w"], ["Y"], {}),
+        ],
+        {"c": weight(5), "d": weight(1, 5), "w": weight(5, 2)},
+        [1, 5],
+    ),
+    "convolution, pools and a sum of two ways": (
+        [
+            ("Conv", ["X", "k", "b"], ["a"], {"pads": [1, 1, 1, 1], "group": 2}),
+            ("LeakyRelu", ["a"], ["l"], {"alpha": 0.2}),
+            ("Conv", ["X", "s"], ["c"], {}),
+            ("Add", ["l", "c"], ["d"], {}),
+            ("BatchNormalization", ["d", "v", "b", "b", "v"], ["n"], {"epsilon": 0.01}),
+            ("MaxPool", ["n"], ["m"], {"kernel_shape": [2, 2], "strides": [2, 2]}),
+            ("AveragePool", ["m"], ["p"], {"kernel_shape": [2, 2], "pads": [1, 1, 1, 1], "strides": [2, 2]}),
+            ("Flatten", ["p"], ["Y"], {}),
+        ],
+        {"k": weight(4, 1, 3, 3), "b": weight(4), "s": weight(4, 2, 1, 1), "v": np.abs(weight(4)) + 1},
+        IMAGE,
+    ),
+    "shapes computed on the way": (
+        [
+            ("Shape", ["X"], ["s"], {}),
+            ("Gather", ["s", "zero"], ["n"], {}),
+            ("Unsqueeze", ["n", "axes"], ["u"], {}),
+            ("Constant", [], ["rest"], {"value": numpy_helper.from_array(np.array([-1]))}),
+            ("Concat", ["u", "rest"], ["to"], {"axis": 0}),
+            ("Reshape", ["X", "to"], ["r"], {}),
+            ("Gemm", ["r", "w"], ["Y"], {"transB": 1}),
+        ],
+        {"zero": np.array(0), "axes": np.array([0]), "w": weight(3, 72)},
+        IMAGE,
+    ),
+    "a transpose that moves nothing, squeezed": (
+        [
+            ("Transpose", ["X"], ["t"], {"perm": [0, 2, 3, 1]}),
+            ("Squeeze", ["t", "axes"], ["q"], {}),
+            ("Dropout", ["q"], ["d"], {}),
+            ("Identity", ["d"], ["i"], {}),
+            ("Gemm", ["i", "w"], ["Y"], {}),
+        ],
+        {"axes": np.array([1, 3]), "w": weight(5, 3)},
+        [1, 1, 1, 5],
+    ),
+    "an average of everything": (
+        [("GlobalAveragePool", ["X"], ["a"], {}), ("Reshape", ["a", "s"], ["Y"], {})],
+        {"s": np.array([0, -1])},
+        IMAGE,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_what_can_be_read_computes_the_same(name, tmp_path):
+    network = made(tmp_path, *READABLE[name])
+    x = torch.randn(5, network.inputs, generator=torch.Generator().manual_seed(3))
+    assert torch.allclose(network.model(x), network.runtime(x), atol=1e-5)
+    assert torch.allclose(trace(network.model, (network.inputs,)).bind(x).logits, network.runtime(x), atol=1e-5)
+
+
+UNREADABLE = {
+    "Sigmoid": ([("Sigmoid", ["X"], ["Y"], {})], {}, [1, 5]),
+    "Transpose": ([("Transpose", ["X"], ["Y"], {"perm": [0, 3, 2, 1]})], {}, IMAGE),
+    "MatMul": ([("MatMul", ["X", "X"], ["Y"], {})], {}, [1, 1]),
+    "Conv": ([("Conv", ["X", "k"], ["Y"], {"pads": [0, 0, 1, 1]})], {"k": weight(1, 2, 2, 2)}, IMAGE),
+    "Add": ([("Add", ["X", "c"], ["Y"], {})], {"c": weight(3, 1, 5)}, [1, 5]),
+    "Reshape": ([("Reshape", ["X", "s"], ["Y"], {})], {"s": np.array([72])}, IMAGE),
+    "Softmax": ([("Softmax", ["X"], ["Y"], {})], {}, [1, 5]),
+}
+
+
+@pytest.mark.parametrize("operator", UNREADABLE)
+def test_what_cannot_be_read_is_named(operator, tmp_path):
+    with pytest.raises(UnsupportedLayer, match=f"operator {operator}"):
+        made(tmp_path, *UNREADABLE[operator])
+
+
+def test_a_network_that_is_read_wrongly_is_found_out(tmp_path, monkeypatch):
+    from certifiers.vnncomp import operators
+
+    monkeypatch.setitem(operators.OPERATORS, "Relu", operators.identity)
+    with pytest.raises(UnsupportedLayer, match="other values than onnxruntime"):
+        made(tmp_path, [("Relu", ["X"], ["Y"], {})], {}, [1, 5])
+
+
+def test_bad_files_are_named(tmp_path):
+    (tmp_path / "a.onnx").write_bytes(b"no network")
+    for name in ("a.onnx", "missing.onnx"):
+        with pytest.raises(InputError, match=name):
+            read_network(tmp_path / name)
+
+
+def test_without_the_extra_the_command_to_install_it_is_named(monkeypatch):
+    from certifiers.vnncomp.extras import need
+
+    def missing(name):
+        raise ImportError(f"No module named {name!r}")
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(InputError, match=r"pip install 'certprune\[vnncomp\]'"):
+        need("onnx.reference")
+
+
+# ---- proofs and counterexamples
+
+
+def by_hand(tmp_path):
+    """y0 = relu(x0 + x1), y1 = relu(x0 - x1) on [-1, 1]^2: y0 + y1 is max(2 |x0|, ...), at most 2, each at most 2."""
+    weights = {"w": np.array([[1, 1], [1, -1]], dtype=np.float32)}
+    return made(tmp_path, [("MatMul", ["X", "w"], ["h"], {}), ("Relu", ["h"], ["Y"], {})], weights, [1, 2])
+
+
+SQUARE = "".join(f"(declare-const {v} Real)" for v in ("X_0", "X_1", "Y_0", "Y_1")) + "".join(
+    f"(assert (<= X_{i} 1))(assert (>= X_{i} -1))" for i in (0, 1)
+)
+
+
+@pytest.mark.parametrize(
+    ("asked", "verdict"),
+    [
+        ("(assert (>= Y_0 2.001))", "unsat"),
+        ("(assert (>= Y_0 1.9))", "sat"),
+        ("(assert (<= Y_1 -0.001))", "unsat"),
+        ("(assert (>= (+ Y_0 Y_1) 2.001))", "unsat"),  # the two are never large together: intervals say 4
+        ("(assert (>= (+ Y_0 Y_1) 1.99))", "sat"),
+        ("(assert (>= Y_0 1.01))(assert (>= Y_1 1.01))", "unsat"),  # neither row is impossible by itself
+        ("(assert (>= Y_0 0.9))(assert (>= Y_1 0.9))", "sat"),
+        ("(assert (or (>= Y_0 2.1) (and (>= Y_1 1.5) (>= Y_0 0.6))))", "unsat"),
+        ("(assert (or (>= Y_0 2.1) (and (>= Y_1 1.5) (<= Y_0 0.1))))", "sat"),
+        ("(assert (or (and (<= X_0 0) (>= Y_0 1.1)) (and (>= X_0 0.5) (>= Y_1 1.6))))", "sat"),
+        ("(assert (or (and (<= X_0 0) (>= Y_0 1.1)) (and (<= X_0 0.5) (>= Y_1 1.6))))", "unsat"),
+        ("(assert (>= X_0 0.5))(assert (<= X_0 0.25))", "unsat"),
+        ("", "sat"),
+    ],
+)
+def test_questions_answered_by_hand(asked, verdict, tmp_path):
+    question = parse_property(SQUARE + asked)
+    answer = verify(by_hand(tmp_path), question, 20)
+    assert answer.verdict == verdict
+    if verdict == "sat":
+        x, y = answer.witness
+        assert question.is_counterexample(x, y)
+        assert torch.allclose(y, torch.stack([(x[0] + x[1]).relu(), (x[0] - x[1]).relu()]), atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_answers_agree_with_a_fine_grid(seed, tmp_path):
+    """Random nets and conjunctions placed close to what is reached: no grid point refutes a proof."""
+    net = small_net(2, 3, seed)
+    network = exported(net, (2,), tmp_path)
+    generator = torch.Generator().manual_seed(seed)
+    ticks = torch.linspace(-1, 1, 301)
+    grid = torch.cartesian_prod(ticks, ticks)
+    reached = net(grid).double()
+    box = [-torch.ones(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)]
+    polytopes = []
+    for _ in range(2):
+        a = torch.randn(2, 3, generator=generator, dtype=torch.float64)
+        values = reached @ a.T
+        centre = values[torch.randint(len(values), (1,), generator=generator)]
+        least = (values - centre).amax(1).min()  # shifting by this makes the polytope just touched by the grid
+        shift = least * (1.3 if seed % 2 else 0.7) - (0.02 if seed % 2 else -0.02)
+        polytopes.append(Polytope(a, (centre + shift)[0]))
+    question = Property(2, 3, (Box(*box, tuple(polytopes)),))
+    answer = verify(network, question, 20)
+    hit = any((polytope.excess(reached) <= 0).any() for polytope in polytopes)
+    assert answer.verdict in ("sat", "unsat")
+    assert not (hit and answer.verdict == "unsat")
+    if answer.verdict == "sat":
+        assert question.is_counterexample(*answer.witness)
+
+
+def test_both_verdicts_come_up_and_no_proof_is_attacked(tmp_path):
+    """Over many questions, what is proven stands against 20,000 random points each, and witnesses are real."""
+    seen = []
+    for seed in range(10):
+        network = exported(small_net(4, 3, seed), (4,), tmp_path)
+        generator = torch.Generator().manual_seed(seed)
+        x = 2 * torch.rand(20_000, 4, generator=generator) - 1
+        y = network.model(x).double()
+        for quantile in (0.0, 0.002, -0.4):
+            a = torch.randn(1, 3, generator=generator, dtype=torch.float64)
+            values = (y @ a.T).flatten()
+            level = values.quantile(quantile) if quantile >= 0 else values.min() + quantile
+            ends = torch.ones(4, dtype=torch.float64)
+            question = Property(4, 3, (Box(-ends, ends, (Polytope(a, level.reshape(1)),)),))
+            answer = verify(network, question, 20)
+            seen.append(answer.verdict)
+            if answer.verdict == "unsat":
+                assert (values > level).all()
+            else:
+                assert answer.verdict == "sat" and question.is_counterexample(*answer.witness)
+    assert {"sat", "unsat"} == set(seen) and min(seen.count("sat"), seen.count("unsat")) >= 5
+
+
+def test_a_combination_proves_what_no_row_does(tmp_path):
+    network = by_hand(tmp_path)
+    model = network.model.double()
+    bound = trace(model, (2,)).bind()
+    ends = torch.full((1, 2), 1.0, dtype=torch.float64)
+    intervals = tightened(bound, intervals_of(bound, 0.2 * ends, ends))
+    # On [0.2, 1]^2, y0 >= 1.9 and y1 >= 0.5 exclude each other: neither is impossible.
+    polytope = Polytope(-torch.eye(2, dtype=torch.float64), torch.tensor([-1.9, -0.5], dtype=torch.float64))
+    assert not excluded(bound, intervals, Rows([polytope]), "crown").any()
+    assert excluded_by_combination(bound, intervals, polytope)
+    possible = Polytope(polytope.a, torch.tensor([-1.9, -0.05], dtype=torch.float64))  # x = (1, 0.95)
+    assert not excluded_by_combination(bound, intervals, possible)
+
+
+def test_halving_stops_at_the_deadline_and_finds_what_is_there():
+    model = small_net(3, 2, 5).double()
+    ends = torch.ones(3, dtype=torch.float64)
+    values = model(2 * torch.rand(50_000, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) - 1)[:, 0]
+    row = torch.tensor([[1.0, 0.0]]).double()
+    there = [Polytope(row, values.quantile(0.01).reshape(1))]
+    verdict, x = split_inputs(model, -ends, ends, there, time.monotonic() + 20)
+    assert verdict == "sat" and model(x.unsqueeze(0))[0, 0] <= there[0].b[0]
+    gone = [Polytope(row, values.min().reshape(1) - 0.1)]
+    assert split_inputs(model, -ends, ends, gone, time.monotonic() + 20) == ("unsat", None)
+    assert split_inputs(model, -ends, ends, gone, time.monotonic() - 1) == ("timeout", None)
+
+
+def test_a_false_witness_does_not_count(tmp_path):
+    """What a search claims is run through onnxruntime; a claim that fails there leaves the question open."""
+    network = by_hand(tmp_path)
+    question = parse_property(SQUARE + "(assert (>= (+ Y_0 Y_1) 2.001))")
+    calls = []
+
+    def liar(model, lower, upper, polytopes, deadline):
+        calls.append(len(polytopes))
+        return "sat", torch.zeros(2, dtype=torch.float64)
+
+    answer = verify(network, question, 20, decide=liar)
+    assert calls == [1] and answer.verdict == "unknown" and answer.witness is None
+    assert verify(network, question, 20, decide=lambda *_: ("unknown", None)).verdict == "unknown"
+    assert verify(network, question, 20, decide=lambda *_: ("timeout", None)).verdict == "timeout"
+
+
+def test_a_search_gets_only_what_is_open(tmp_path):
+    network = by_hand(tmp_path)
+    question = parse_property(SQUARE + "(assert (or (>= Y_0 2.1) (>= (+ Y_0 Y_1) 2.001) (<= Y_1 -1)))")
+    seen = []
+
+    def decide(model, lower, upper, polytopes, deadline):
+        seen.append((lower.tolist(), upper.tolist(), [p.a.tolist() for p in polytopes]))
+        return "unsat", None
+
+    assert verify(network, question, 20, decide=decide).verdict == "unsat"
+    assert seen == [([-1, -1], [1, 1], [[[-1, -1]]])]
+
+
+def test_a_property_of_another_network_is_refused(tmp_path):
+    with pytest.raises(InputError, match="2 inputs and 1 outputs.*2 and 2"):
+        verify(
+            by_hand(tmp_path), parse_property(SQUARE.replace("(declare-const Y_1 Real)", "") + "(assert (<= Y_0 1))"), 5
+        )
+
+
+def test_relus_are_split_where_inputs_are_many(tmp_path):
+    """A margin that CROWN leaves open and the search over ReLUs proves, and one that it breaks."""
+    net, (x, _) = tiny_mlp(seed=3), images(1)
+    label = int(net(x).argmax())
+    export_onnx(net, x, tmp_path / "net.onnx")
+    network = read_network(tmp_path / "net.onnx")
+    verdicts = {}
+    for eps in (0.02, 0.04, 0.06, 0.08):
+        question = parse_property(robustness_text(*LinfBall(eps).box(x), label, 10))
+        crown = verify(network, question, 30, decide=lambda *_: ("unknown", None)).verdict
+        verdicts[eps] = (crown, verify(network, question, 30).verdict)
+    assert all(both[0] in ("unknown", both[1]) for both in verdicts.values())
+    assert ("unknown", "unsat") in verdicts.values(), verdicts
