@@ -57,12 +57,12 @@ class Ledger(RowLedger[Verdict]):
     Args:
         path: the file; its folder is made if need be.
         header: what the verdicts are about, JSON values: "model" (:func:`model_hash`), "data", "split",
-            "eps", "norm", "method", "attack_steps", "attack_restarts" as far as they apply, and any notes.
+            "eps", "norm", "method", "attack_steps", "attack_restarts", "input_seconds" as far as they apply, and any notes.
     """
 
     row = Verdict
     kind = None
-    identity = ("model", "data", "split", "eps", "norm", "method", "attack_steps", "attack_restarts")
+    identity = ("model", "data", "split", "eps", "norm", "method", "attack_steps", "attack_restarts", "input_seconds")
     repeated = ("eps", "norm")
 
     @classmethod

@@ -63,6 +63,8 @@ class SmoothingSettings(Settings):
 class CertifySettings(Settings):
     """Which inputs are certified, at which eps (null: the objective's), by which methods, cheapest first.
 
+    ``cascade`` among the methods stands for all from the cheapest to optimised slopes.
+
     ``count``: only the first so many images of the split. Every image is attacked before it is proven.
     ``smoothing``: certify by randomized smoothing too. A recipe whose objective trains under noise (it has a sigma
     and no eps) does so by itself, unless it says ``smoothing: null``.
@@ -80,12 +82,12 @@ class CertifySettings(Settings):
     @field_validator("methods")
     @classmethod
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        from certifiers.certification import METHODS
+        from certifiers.certification import CASCADE, METHODS
         from certprune.registry import look_up
 
         for method in value:
-            look_up("method", method, dict.fromkeys(METHODS))
-        return value
+            look_up("method", method, dict.fromkeys([*METHODS, "cascade"]))
+        return tuple(dict.fromkeys(name for one in value for name in (CASCADE if one == "cascade" else (one,))))
 
     @field_validator("eps")
     @classmethod

@@ -10,8 +10,9 @@ import torch
 
 from certifiers.certification import certify
 from certifiers.errors import InputError
+from certifiers.methods import method_names
 from certifiers.threat import threat
-from certifiers.verdict import Ledger, model_hash, summarise
+from certifiers.verdict import Ledger, Verdict, model_hash, summarise
 from certprune.progress import Progress
 from certprune.runs import Run
 
@@ -33,16 +34,20 @@ def certify_network(
     methods: Sequence[str] | None = None,
     indices: range | None = None,
     progress: Progress | None = None,
+    input_seconds: float | None = None,
+    run_seconds: float | None = None,
 ) -> Path:
     """Decide images of one network at one eps; returns the ledger, whose earlier verdicts stand.
 
-    ``methods``: cheapest first (default: the recipe's; others get a ledger of their own).
+    ``methods``: cheapest first (default: the recipe's; others get a ledger of their own, and so does each
+    ``input_seconds``, the time an image has). ``run_seconds``: after which to stop; what is not decided by then is left
+    to the next call.
     ``indices``: numbers in the recipe's split (default: the first ``count`` that the recipe asks for).
     Raises :class:`InputError` if the network is not trained yet, or the ledger is another network's.
     """
     progress = progress or Progress()
     settings = run.recipe.certify
-    methods = tuple(methods or settings.methods)
+    methods = method_names(methods or settings.methods)
     split = getattr(data, settings.split)
     numbers = checked_indices(indices, settings.count, len(split.y), f"{data.name} {settings.split}")
     stage = "pretrain" if variant == "pretrain" else "finetune"
@@ -51,7 +56,11 @@ def certify_network(
     path = run.ledger_path(variant, eps)
     if methods != settings.methods:
         path = path.with_name(f"{path.stem}-{'+'.join(methods)}.jsonl")
+    if input_seconds is not None:
+        path = path.with_name(f"{path.stem}-{input_seconds:g}s.jsonl")
     header = _header(run, variant, eps, methods, data.name, model_hash(model), record["sparsity"]["total"])
+    if input_seconds is not None:
+        header["input_seconds"] = input_seconds
     with Ledger(path, header) as ledger:
         decided = len(ledger.decided.intersection(numbers))
         if decided == len(numbers):
@@ -76,13 +85,23 @@ def certify_network(
             ledger=ledger,
             on_batch=note,
             seed=run.recipe.seed,
+            input_seconds=input_seconds,
+            run_seconds=run_seconds,
         )
         wanted = set(numbers)
-        found = summarise([verdict for verdict in ledger.verdicts if verdict.index in wanted])
-    progress.end(
-        f"clean {_percent(found.clean)}, attack {_percent(found.attack)}, certified {_percent(found.certified)}"
-    )
+        held = [verdict for verdict in ledger.verdicts if verdict.index in wanted]
+    progress.end(_outcome(held, len(numbers)))
     return path
+
+
+def _outcome(held: list[Verdict], asked: int) -> str:
+    """What the verdicts sum up to, and how many images a time limit left for the next call."""
+    left = "" if len(held) == asked else f"stopped by the time limit after {len(held)} of {asked} images"
+    if not held:
+        return left
+    found = summarise(held)
+    text = f"clean {_percent(found.clean)}, attack {_percent(found.attack)}, certified {_percent(found.certified)}"
+    return f"{text}; {left}, the same command goes on" if left else text
 
 
 def _header(

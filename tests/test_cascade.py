@@ -79,7 +79,7 @@ def adversarial(model, x, y, threat):
 
 def test_counterexamples_are_run_through_the_network(monkeypatch):
     model, x, y = labelled("mlp", 10)
-    ball = LinfBall(0.08)
+    ball = LinfBall(0.03)
     broken = {row.index for row in certify(model, x, y, ball, "ibp") if row.status is Status.falsified}
     assert 0 < len(broken) < 10
     monkeypatch.setitem(METHODS, "finder", complete(adversarial))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +9,8 @@ import typer
 
 from certifiers.errors import InputError
 from certprune.cli.app import app, console
-from certprune.cli.options import chosen_images, chosen_variants
+from certprune.cli.options import Countdown, check_external, check_limits, chosen_images, chosen_radius, chosen_variants
+from certprune.cli.radii import certify_radii
 
 
 @app.command()
@@ -29,9 +29,30 @@ def certify(
     ] = None,
     index: Annotated[str | None, typer.Option(metavar="A:B", help="Images A to B - 1 of the split.")] = None,
     count: Annotated[int | None, typer.Option(help="The first so many images of the split.")] = None,
+    input_seconds: Annotated[float | None, typer.Option(help="Time for each image; then it is a timeout.")] = None,
+    run_seconds: Annotated[
+        float | None, typer.Option(help="Time for the whole command; what is left, the same command goes on with.")
+    ] = None,
+    radius: Annotated[
+        bool, typer.Option("--radius", help="Find the largest eps certified for each image, up to --eps.")
+    ] = False,
+    tolerance: Annotated[
+        float | None, typer.Option(help="How near --radius gets, in pixel units. Default: a hundredth of --eps.")
+    ] = None,
+    external: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COMMAND",
+            help="Ask this verifier about what stays undecided: {onnx}, {vnnlib}, {timeout}, {result} are filled in.",
+        ),
+    ] = None,
+    external_timeout: Annotated[
+        float, typer.Option(help="Seconds the external verifier has for each image; more is ended by force.")
+    ] = 60.0,
 ) -> None:
     """Decide images of a run's networks, into its ledgers; skips what is decided, goes on after a cut."""
-    from certifiers.verdict import read_ledger, summarise
+    from rich.markup import escape
+
     from certprune.certifying import certify_network
     from certprune.data import load_data
     from certprune.progress import make_progress
@@ -41,16 +62,23 @@ def certify(
     work = open_run(folder)
     recipe = work.recipe
     names = chosen_variants(recipe, variant, folder)
-    radii = [_radius(text) for text in eps] if eps else list(recipe.eps_grid)
-    if not radii:
-        raise InputError("Neither the recipe nor the command says at which eps to certify. Give --eps, e.g. --eps 0.1.")
+    radii = [chosen_radius(text) for text in eps or ()]
     numbers = chosen_images(index, count)
     _check_methods(method)
+    check_limits(radius, tolerance, input_seconds=input_seconds, run_seconds=run_seconds)
+    if radius:
+        return certify_radii(folder, names, method, radii, tolerance, numbers, run_seconds)
+    radii = radii or list(recipe.eps_grid)
+    if not radii:
+        raise InputError("Neither the recipe nor the command says at which eps to certify. Give --eps, e.g. --eps 0.1.")
+    time_left = Countdown(run_seconds)
+    if external is not None:
+        check_external(external, external_timeout)
     device = use_machine(recipe)
     data = load_data(recipe.data.name, seed=recipe.seed, validation=recipe.data.validation, **recipe.data.options)
     screen = console()
     progress = make_progress(screen)
-    ledgers = []
+    ledgers, troubles = [], []
     with locked(work.folder):
         try:
             for name in names:
@@ -65,25 +93,39 @@ def certify(
                             methods=method,
                             indices=numbers,
                             progress=progress,
+                            input_seconds=input_seconds,
+                            run_seconds=time_left(),
                         )
                     )
+                    if external is not None:
+                        from certprune.external import external_network
+
+                        asked = (work, name, ledgers[-1], data, external, external_timeout)
+                        path, said = external_network(*asked, indices=numbers, progress=progress)
+                        ledgers.append(path)
+                        troubles += [f"{path.name}, {trouble}" for trouble in said]
         finally:
             progress.close()
     for path in ledgers:
-        found = summarise(read_ledger(path)[1])
-        figures = (f"{word} {_percent(getattr(found, word))}" for word in ("clean", "attack", "certified"))
-        screen.print(f"{path}: {found.n} images, {', '.join(figures)}", soft_wrap=True)
+        _say(path)
+    for trouble in troubles:
+        screen.print(f"[yellow]External verifier:[/yellow] {escape(trouble)}", soft_wrap=True)
 
 
 @app.command()
 def curve(
     ledgers: Annotated[list[str], typer.Argument(metavar="LEDGER...", help="Ledgers, or logs of smoothing papers.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The picture to write: .png, .svg or .pdf.")],
+    norm: Annotated[
+        str | None, typer.Option(help="Show radii by smoothing as what they imply in this norm: linf, l2 or l1.")
+    ] = None,
 ) -> None:
     """Draw certified accuracy against eps, of one or more ledgers; writes the figures beside it as CSV."""
     from certprune.reports import write_curves
 
-    for path in write_curves(ledgers, out):
+    if norm not in (None, "linf", "l2", "l1"):
+        raise InputError(f"--norm must be linf, l2 or l1, but {norm!r} came.")
+    for path in write_curves(ledgers, out, norm):
         console().print(f"Wrote {path}", soft_wrap=True)
 
 
@@ -111,7 +153,7 @@ def table(
     from certprune.storage import write_text
 
     runs = [read_run(folder) for folder in folders]
-    radius = None if eps is None else _radius(eps)
+    radius = None if eps is None else chosen_radius(eps)
     rows = aggregate(runs, runs[0].main_eps if radius is None else radius)
     if not rows:
         raise InputError(
@@ -146,7 +188,7 @@ def compare(
     look_up("budget", budget, BUDGETS)
     if out.suffix == ".csv":
         raise InputError(f"The page is Markdown and its CSV goes beside it, but {out} was asked for. Give a .md name.")
-    found = families_of([read_run(folder) for folder in folders], None if eps is None else _radius(eps))
+    found = families_of([read_run(folder) for folder in folders], None if eps is None else chosen_radius(eps))
     write_text(out, families_page(found, title, command_line(), sparsity, budget))
     write_text(out.with_suffix(".csv"), families_csv(found))
     for family in found:
@@ -156,19 +198,23 @@ def compare(
     console().print(f"Page: {out}, {out.with_suffix('.csv')}", soft_wrap=True)
 
 
+def _say(path: Path) -> None:
+    """What a ledger sums up to, and which stage decided how much."""
+    from certifiers.verdict import read_ledger, summarise
+    from certprune.reports.read import LedgerView
+    from certprune.reports.stages import stage_table
+
+    header, verdicts = read_ledger(path)
+    if not verdicts:  # no time was left for it, or an external verifier said nothing; why is said elsewhere
+        return
+    found = summarise(verdicts)
+    figures = (f"{word} {_percent(getattr(found, word))}" for word in ("clean", "attack", "certified"))
+    console().print(f"{path}: {found.n} images, {', '.join(figures)}", soft_wrap=True)
+    console().print(stage_table(LedgerView(path, header, verdicts)))
+
+
 def _percent(accuracy: Any) -> str:
     return f"{100 * accuracy.value:.1f} % [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
-
-
-def _radius(text: str) -> float:
-    match = re.fullmatch(r"\s*([0-9.eE+-]+?)\s*(?:/\s*([0-9.]+))?\s*", text)
-    try:
-        value = float(match[1]) / float(match[2] or 1) if match else -1.0
-    except (ValueError, ZeroDivisionError):
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise InputError(f"--eps must be a number of at least 0, like 0.1 or 2/255, but {text!r} came.")
-    return value
 
 
 def _check_methods(methods: list[str] | None) -> None:
@@ -176,4 +222,4 @@ def _check_methods(methods: list[str] | None) -> None:
     from certprune.registry import look_up
 
     for method in methods or ():
-        look_up("method", method, METHODS)
+        look_up("method", method, dict.fromkeys([*METHODS, "cascade"]))

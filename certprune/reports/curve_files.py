@@ -1,4 +1,4 @@
-"""Curves from files: ledgers of bounds, ledgers of smoothing, and the logs that smoothing papers publish."""
+"""Curves from files: ledgers of bounds, of radii and of smoothing, and the logs that smoothing papers publish."""
 
 import csv
 import math
@@ -7,9 +7,11 @@ from pathlib import Path
 
 from certifiers.errors import InputError
 from certifiers.ledger import ledger_kind
+from certifiers.radius import KIND as RADIUS_KIND
+from certifiers.radius import read_radius_ledger
 from certifiers.smoothing import KIND, read_smoothed_ledger
 from certifiers.verdict import read_ledger
-from certprune.reports.curves import Curve, ledger_curve, name_curves, smoothed_curve, staircase
+from certprune.reports.curves import Curve, certified_radius_curve, ledger_curve, name_curves, smoothed_curve, staircase
 from certprune.reports.look import Network
 from certprune.reports.read import LedgerView
 from certprune.reports.smoothed import SmoothedView
@@ -32,7 +34,11 @@ def read_curves(paths: Sequence[str | Path], norm: str | None = None) -> list[Cu
         if _is_log(path):
             curves.append(_log_curve(path))
             continue
-        if ledger_kind(path) == KIND:
+        kind = ledger_kind(path)
+        if kind == RADIUS_KIND:
+            curves.append(_radius_curve(path))
+            continue
+        if kind == KIND:
             smoothed = _read_smoothed_ledger(path)
             curves.append(smoothed_curve(_network(smoothed), smoothed, norm))
             continue
@@ -57,10 +63,21 @@ def read_curves(paths: Sequence[str | Path], norm: str | None = None) -> list[Cu
     return name_curves(curves)
 
 
+def _radius_curve(path: Path) -> Curve:
+    header, rows = read_radius_ledger(path)
+    if not rows:
+        raise InputError(f"'{path}' holds no radius yet. Certify first: `certprune certify RUN --radius`.")
+    return certified_radius_curve(_named(path, header), header, rows)
+
+
 def _network(ledger: LedgerView | SmoothedView) -> Network:
+    return _named(ledger.path, ledger.header)
+
+
+def _named(path: Path, header: dict) -> Network:
     """What the header tells of the network; its variant's default name holds criterion and budget."""
-    name = str(ledger.header.get("variant") or ledger.path.parent.name)
-    sparsity = ledger.header.get("sparsity")
+    name = str(header.get("variant") or path.parent.name)
+    sparsity = header.get("sparsity")
     parts = name.split("-")
     if len(parts) == 3 and sparsity:
         return Network(name, parts[0], parts[1], _stated(parts[2], sparsity))

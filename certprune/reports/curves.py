@@ -6,10 +6,12 @@ Smoothing gives the whole curve in one pass: an input counts at every radius up 
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from certifiers.errors import InputError
+from certifiers.radius import RadiusVerdict
 from certifiers.verdict import Accuracy, Status
 from certprune.reports.look import NORMS, Network, labels, order
 from certprune.reports.read import LedgerView, RunView
@@ -176,6 +178,23 @@ def _implied(view: SmoothedView, radius: float, norm: str) -> float:
             f'imply in {norm} is not known. Add "pixels" to its first line, or certify again.'
         )
     return implied_radius(radius, view.norm, norm, int(view.header["pixels"]))
+
+
+def certified_radius_curve(which: Network, header: Mapping[str, Any], rows: Sequence[RadiusVerdict]) -> Curve:
+    """The staircase of a ledger of certified radii; an image predicted right counts at every eps up to its radius.
+
+    At each of its points also the attack accuracy: right, and not broken at that eps or a smaller one.
+    """
+    right = [row for row in rows if row.prediction == row.label]
+    notes = (f"radii by {header.get('method')}", f"tolerance {header.get('tolerance')}", f"seed {header.get('seed')}")
+    curve = staircase(which, [row.radius for row in right], len(rows), notes, str(header.get("norm", "linf")))
+    if header.get("attack_steps") == 0:
+        return curve
+    points = []
+    for point in curve.points:
+        held = sum(row.broken is None or row.broken > point.eps for row in right)
+        points.append(replace(point, attack=rate(Accuracy(held, len(rows)))))
+    return replace(curve, points=tuple(points))
 
 
 def staircase(which: Network, radii: Iterable[float], n: int, notes: tuple[str, ...], norm: str = "l2") -> Curve:

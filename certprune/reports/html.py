@@ -11,6 +11,7 @@ from certprune.reports import (
     sections,
     smoothed_sections,
     sparsity_charts,
+    stages,
     training_charts,
     verdict_bars,
 )
@@ -63,7 +64,7 @@ def _run_body(run: RunView, level: int = 2) -> str:
         *((against_sparsity, *table) if many else (*table, against_sparsity)),
         ("Certified accuracy against eps", "" if many else curve_charts.curve(run)),
         ("Certified accuracy against radius", "" if many else curve_charts.radius_curve(run)),
-        ("How each image was decided", verdict_bars.verdicts(run)),
+        ("How each image was decided", verdict_bars.verdicts(run) + stages.stages(run)),
         ("Differences on the same images", sections.paired(run) + smoothed_sections.paired(run)),
         ("Kept weights by layer", layers.layers(run)),
         ("Training", training),

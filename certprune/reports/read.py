@@ -287,7 +287,7 @@ def _read_metrics(path: Path, label: str, missing: list[str]) -> list[dict]:
 def _read_ledgers(folder: Path, missing: list[str], alarms: list[str]) -> list[LedgerView]:
     ledgers = []
     for path in sorted(folder.glob("*.jsonl")):
-        if path.name.startswith(PREFIX):
+        if path.name.startswith((PREFIX, "radius-")):
             continue
         try:
             header, verdicts = read_ledger(path)

@@ -1,0 +1,116 @@
+"""A run's certified radii: which images, which network, and the ledger they are written to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from certifiers.fingerprint import model_hash
+from certifiers.radius import RADIUS_METHODS, USUAL, RadiusLedger, RadiusVerdict, certify_radii
+from certifiers.verdict import Accuracy, Status
+from certprune.certifying import checked_indices
+from certprune.progress import Progress
+from certprune.runs import Run
+
+PREFIX = "radius-"
+
+
+def radius_network(
+    run: Run,
+    variant: str,
+    data: Any,
+    device: torch.device,
+    *,
+    largest: float,
+    tolerance: float,
+    methods: Sequence[str] | None = None,
+    indices: range | None = None,
+    progress: Progress | None = None,
+    run_seconds: float | None = None,
+) -> Path:
+    """Find the largest eps certified for images of one network; returns the ledger, whose earlier rows stand.
+
+    ``methods``: cheapest first (default: those of the recipe that can). ``indices``: numbers in the recipe's split
+    (default: the first ``count`` that the recipe asks for). Raises :class:`~certifiers.errors.InputError` if the
+    network is not trained yet, or the ledger is of another network or other settings.
+    """
+    progress = progress or Progress()
+    recipe, settings = run.recipe, run.recipe.certify
+    usual = tuple(name for name in settings.methods if name in RADIUS_METHODS) or USUAL
+    methods = tuple(methods or usual)
+    split = getattr(data, settings.split)
+    numbers = checked_indices(indices, settings.count, len(split.y), f"{data.name} {settings.split}")
+    stage = "pretrain" if variant == "pretrain" else "finetune"
+    record = run.stage_record(stage, variant)
+    model = run.load_model(variant, stage).to(device)
+    path = radius_path(run, variant, largest, tolerance, () if methods == usual else methods)
+    header = {
+        "model": model_hash(model),
+        "data": data.name,
+        "split": settings.split,
+        "norm": recipe.norm,
+        "method": "+".join(methods),
+        "largest": largest,
+        "tolerance": tolerance,
+        "attack_steps": settings.attack_steps,
+        "attack_restarts": settings.attack_restarts,
+        "variant": variant,
+        "sparsity": record["sparsity"]["total"],
+        "seed": recipe.seed,
+    }
+    with RadiusLedger(path, header) as ledger:
+        decided = len(ledger.decided.intersection(numbers))
+        if decided == len(numbers):
+            return path
+        progress.begin(f"{variant} · radius up to {largest:g}", len(numbers), done=decided)
+        before = [decided]
+
+        def note(now: int, _: int) -> None:
+            progress.advance(now - before[-1])
+            before.append(now)
+
+        found = certify_radii(
+            model,
+            split.x[numbers.start : numbers.stop],
+            split.y[numbers.start : numbers.stop],
+            recipe.norm,
+            methods,
+            largest=largest,
+            tolerance=tolerance,
+            attack_steps=settings.attack_steps,
+            attack_restarts=settings.attack_restarts,
+            batch_size=settings.batch_size,
+            indices=numbers,
+            ledger=ledger,
+            on_batch=note,
+            seed=recipe.seed,
+            run_seconds=run_seconds,
+        )
+    progress.end(radii_text(found, len(numbers)))
+    return path
+
+
+def radius_path(run: Run, variant: str, largest: float, tolerance: float, methods: Sequence[str] = ()) -> Path:
+    """The ledger of ``variant`` for radii up to ``largest``; other methods than the recipe's are in its name."""
+    name = f"{PREFIX}{largest:g}-{tolerance:g}" + (f"-{'+'.join(methods)}" if methods else "")
+    return run.folder / "certificates" / variant / f"{name}.jsonl"
+
+
+def radii_text(found: Sequence[RadiusVerdict], asked: int) -> str:
+    """What the radii sum up to: ``"certified 81.0 % at eps > 0, half of the images at eps 0.08"``, and what is left."""
+    if not found:
+        return f"stopped by the time limit before the first of {asked} images; the same command goes on"
+    held = Accuracy(sum(row.status is Status.certified for row in found), len(found))
+    radii = sorted((row.radius for row in found), reverse=True)
+    text = f"certified {100 * held.value:.1f} %, half of the images up to eps {rounded_down(radii[len(radii) // 2])}"
+    if len(found) < asked:
+        text += f"; stopped by the time limit after {len(found)} of {asked} images, the same command goes on"
+    return text
+
+
+def rounded_down(radius: float, digits: int = 4) -> str:
+    """A radius as text that claims no more than was certified."""
+    return f"{int(radius * 10**digits) / 10**digits:.{digits}f}"

@@ -1,0 +1,169 @@
+"""The cascade and radii from the command line: ledgers, tables, limits, curves, the page."""
+
+import csv
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from certifiers.methods import CASCADE, METHODS
+from certifiers.radius import read_radius_ledger
+from certifiers.stages import summarise_stages
+from certifiers.verdict import Ledger, Status, Verdict, read_ledger
+from certprune import reports
+from certprune.cli import main
+from certprune.radii import rounded_down
+from certprune.reports.read import LedgerView, read_run
+from certprune.reports.stages import stage_rows, stage_table
+from tests.run_folder import write_run
+from tests.test_cli import SMOKE, Cli
+
+VARIANT = "score-erk-0.8"
+
+
+@pytest.fixture
+def cli(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["certprune"])
+    return Cli(capsys)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "smoke"
+    quick = ["pretrain.epochs=1", "prune.epochs=1", "finetune.epochs=1", "certify.count=8", f"output={folder}"]
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", str(SMOKE), *quick])
+    assert stopped.value.code == 0
+    return folder
+
+
+@pytest.fixture
+def work(finished, tmp_path):
+    folder = Path(shutil.copytree(finished, tmp_path / "smoke"))
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace(f"output: {finished}", f"output: {folder}"))
+    return folder
+
+
+def ledgers(work, pattern):
+    return sorted((work / "certificates" / VARIANT).glob(pattern))
+
+
+def test_the_cascade_its_ledger_and_its_table(cli, work):
+    words = ("certify", work, "--variant", VARIANT, "--eps", "0.05", "--method", "cascade", "--input-seconds", "30")
+    assert cli(*words) == 0, cli.err
+    assert "who decided" in cli.out and "attack (PGD)" in cli.out
+    (path,) = ledgers(work, f"eps-0.05-{'+'.join(CASCADE)}-30s.jsonl")
+    header, rows = read_ledger(path)
+    assert header["method"] == "+".join(CASCADE) and header["input_seconds"] == 30 and len(rows) == 8
+    assert all(row.stages["clean"] >= 0 for row in rows)
+    before = path.read_bytes()
+    assert cli(*words) == 0 and path.read_bytes() == before
+    assert cli("report", work) == 0
+    assert "How many images each stage was asked about" in (work / "report.html").read_text()
+
+
+def test_the_commands_time_is_kept_and_the_same_command_goes_on(cli, work, monkeypatch):
+    def slow(model, x, y, threat, classes, deadline):
+        time.sleep(0.4)
+        return torch.full(classes.shape, -1.0)
+
+    monkeypatch.setitem(METHODS, "symbolic", slow)
+    words = ("certify", work, "--variant", VARIANT, "--eps", "0.05", "--method", "symbolic")
+    assert cli(*words, "--run-seconds", "0.3") == 0, cli.err
+    assert "stopped by the time limit after" in cli.out + cli.err
+    (path,) = ledgers(work, "eps-0.05-symbolic.jsonl")
+    some = len(read_ledger(path)[1])
+    assert some < 8
+    assert cli(*words) == 0 and len(read_ledger(path)[1]) == 8
+
+
+def test_radii_and_their_curve(cli, work):
+    words = ("certify", work, "--variant", VARIANT, "--radius", "--eps", "0.1", "--tolerance", "0.005")
+    assert cli(*words) == 0, cli.err
+    assert "half of the images up to eps" in cli.out
+    (path,) = ledgers(work, "radius-*.jsonl")
+    header, rows = read_radius_ledger(path)
+    assert (path.name, header["largest"], header["tolerance"]) == ("radius-0.1-0.005.jsonl", 0.1, 0.005)
+    assert len(rows) == 8 and any(0 < row.radius < 0.1 for row in rows)
+    before = path.read_bytes()
+    assert cli(*words) == 0 and path.read_bytes() == before
+    other = ledgers(work, "eps-0.02.jsonl")[0]
+    assert cli("curve", path, other, "-o", "curve.png") == 0, cli.err
+    points = list(csv.DictReader(Path("curve.csv").read_text().splitlines()))
+    assert Path("curve.png").stat().st_size > 1000
+    radii = [row.radius for row in rows if row.prediction == row.label]
+    mine = [point for point in points if float(point["eps"]) not in (0.0, 0.02)]
+    assert mine
+    for point in mine:
+        eps = float(point["eps"])
+        assert float(point["certified"]) == sum(radius >= eps for radius in radii) / 8
+        assert float(point["certified_lower"]) < float(point["certified_upper"])
+        assert float(point["attack"]) >= float(point["certified"])
+    assert cli("report", work) == 0
+    assert not [line for line in read_run(work).missing if "radius" in line]
+
+
+@pytest.mark.parametrize(
+    "words, saying",
+    [
+        (["--tolerance", "0.01"], ["--radius too"]),
+        (["--radius", "--input-seconds", "3"], ["Leave --input-seconds out"]),
+        (["--input-seconds", "0"], ["--input-seconds", "above 0"]),
+        (["--radius", "--eps", "0.1", "--eps", "0.2"], ["--eps once"]),
+        (["--radius", "--method", "lirpa-crown"], ["lirpa-crown", "crown-ibp"]),
+        (["--radius", "--tolerance", "0"], ["tolerance"]),
+        (["--method", "cascades"], ["cascade"]),
+    ],
+)
+def test_requests_that_make_no_sense(cli, work, words, saying):
+    cli.refuses("certify", work, *words, saying=saying)
+
+
+def verdict(index, status, method, stages):
+    seconds = sum(stages.values())
+    return Verdict(index, 0, 0, Status(status), 0.1, "linf", method, None, seconds, stages)
+
+
+ROWS = [
+    verdict(0, "misclassified", "clean", {"clean": 1.0}),
+    verdict(1, "falsified", "attack", {"clean": 1.0, "attack": 2.0, "ibp": 0.5}),
+    verdict(2, "certified", "ibp", {"clean": 1.0, "attack": 2.0, "ibp": 0.5}),
+    verdict(3, "timeout", "crown", {"clean": 1.0, "attack": 2.0, "ibp": 0.5, "crown": 4.0}),
+]
+
+
+def test_what_each_stage_decided():
+    found = {row.stage: row for row in summarise_stages(ROWS, ["ibp", "crown"])}
+    assert list(found) == ["clean", "attack", "ibp", "crown"]
+    assert [(row.asked, row.decided, row.left, row.seconds) for row in found.values()] == [
+        (4, 1, 0, 4.0),
+        (3, 1, 0, 6.0),
+        (3, 1, 0, 1.5),
+        (1, 0, 1, 4.0),
+    ]
+    old = [verdict(0, "certified", "ibp", {})]
+    assert [(row.asked, row.certified, row.seconds) for row in summarise_stages(old)] == [(None, 1, None)]
+
+
+def test_the_table_on_the_console_and_on_the_page(tmp_path, capsys):
+    run = write_run(tmp_path / "demo", count=20)
+    header = {"model": "m", "data": "mnist-5k", "split": "test", "eps": 0.1, "norm": "linf", "method": "ibp+crown"}
+    path = run / "certificates" / "dense" / "eps-0.1-ibp+crown.jsonl"
+    with Ledger(path, header) as ledger:
+        ledger.append(ROWS)
+    view = LedgerView(path, *read_ledger(path))
+    assert stage_rows(view)[-1] == ("crown", "1", "", "", "", "1", "4.00")
+    Console(width=100).print(stage_table(view))
+    assert "clean prediction" in capsys.readouterr().out
+    page = reports.write_report(run).read_text()
+    assert page.count("How many images each stage") == 1 and "<td>6.00</td>" in page
+
+
+def test_radii_are_printed_rounded_down():
+    assert rounded_down(0.09999) == "0.0999" and rounded_down(0.1) == "0.1000"
