@@ -30,7 +30,8 @@ class Stopping:
     """Stop once one of these is so; radii are in pixels, in the norm of the noise.
 
     ``tolerance``: the n samples that are allowed would add no more than this to the radius, going by the frequency
-    so far and one standard error more; or the radius is `up_to` or more. For a whole curve, up to that radius.
+    so far and one standard error more; or the radius is `up_to` or more. For a whole curve, up to that radius. While
+    some radius is in reach, sampling goes on until one is certified, however small.
 
     ``radii``: each of them is decided: certified, or above what is still possible. For the columns of a table. Radius
     0 is decided when some radius is certified, or the probability is below one half.
@@ -95,8 +96,8 @@ class Stopping:
         likely = np.minimum(share + np.sqrt(share * (1.0 - share) / seen), 1.0)
         most = sigma * kind.radius(np.maximum(_projected(likely, n, alpha), 0.5))
         up_to = math.inf if self.up_to is None else self.up_to
-        goal = np.maximum(np.where(most < up_to, most - self.tolerance, up_to), 0.0)
-        return (goal <= 0.0) | _reached(k, seen, kind.probability(goal / sigma), alpha)
+        goal = np.maximum(np.where(most < up_to, most - self.tolerance, up_to), 0.0)  # 0: any radius at all
+        return (most <= 0.0) | _reached(k, seen, kind.probability(goal / sigma), alpha)
 
 
 def looks(n: int) -> list[int]:
