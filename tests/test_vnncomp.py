@@ -26,6 +26,7 @@ from certifiers.vnncomp import (
     write_instances,
 )
 from certifiers.vnncomp.bounding import Rows, excluded, excluded_by_combination, intervals_of, tightened
+from certifiers.vnncomp.complete import split_relus
 from certifiers.vnncomp.splitting import split_inputs
 from certprune.models.normalise import Normalise
 from tests.nets import NETS, images, tiny_mlp
@@ -434,3 +435,65 @@ def test_relus_are_split_where_inputs_are_many(tmp_path):
         verdicts[eps] = (crown, verify(network, question, 30).verdict)
     assert all(both[0] in ("unknown", both[1]) for both in verdicts.values())
     assert ("unknown", "unsat") in verdicts.values(), verdicts
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_splitting_relus_is_right_on_either_side_of_the_minimum(seed):
+    """Just above the least value that descent reaches there is a counterexample; well below there is none."""
+    model = small_net(14, 2, seed, hidden=6).double()
+    generator = torch.Generator().manual_seed(seed)
+    lower, upper = -torch.ones(14, dtype=torch.float64), torch.ones(14, dtype=torch.float64)
+    x = 2 * torch.rand(500, 14, generator=generator, dtype=torch.float64) - 1
+    for step in range(100):
+        x.requires_grad_(True)
+        (gradient,) = torch.autograd.grad(model(x)[:, 0].sum(), x)
+        x = (x.detach() - 0.3 * (1 - step / 100) * gradient.sign()).clamp(-1, 1)
+    least, row = model(x)[:, 0].min(), torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    there, gone = ([Polytope(row, (least + gap).reshape(1))] for gap in (1e-3, -0.02))
+    verdict, found = split_relus(model, lower, upper, there, time.monotonic() + 20)
+    assert verdict == "sat" and model(found.unsqueeze(0))[0, 0] <= least + 1e-3
+    assert split_relus(model, lower, upper, gone, time.monotonic() + 20) == ("unsat", None)
+    # Several rows at once are not asked of it.
+    both = [Polytope(torch.cat([row, row]), torch.zeros(2, dtype=torch.float64))]
+    assert split_relus(model, lower, upper, both, time.monotonic() + 20) == ("unknown", None)
+
+
+def test_the_search_over_relus_is_asked_what_the_polytopes_say(monkeypatch):
+    """A proof that every row exceeds its b by more than rounding, on this very box, and nothing weaker."""
+    from certifiers import exact
+
+    asked = []
+
+    def decide_rows(network, region, rows, offset, deadline, confirm):
+        asked.append(
+            (region.box.lower, region.box.upper, rows, offset, [confirm(p) for p in (-torch.ones(2), torch.ones(2))])
+        )
+        return exact.Outcome(proven=None, bound=0.0, witness=None, domains=1)
+
+    monkeypatch.setattr(exact, "decide_rows", decide_rows)
+    model = nn.Linear(2, 2, dtype=torch.float64)
+    model.weight.data, model.bias.data = torch.eye(2).double(), torch.zeros(2).double()
+    ends = torch.ones(2, dtype=torch.float64)
+    rows = torch.tensor([[1.0, 2.0], [-1.0, 0.0]], dtype=torch.float64)
+    polytopes = [Polytope(rows[:1], torch.tensor([-2.5]).double()), Polytope(rows[1:], torch.tensor([-3.0]).double())]
+    assert split_relus(nn.Sequential(model).eval(), -ends, ends, polytopes, time.monotonic() + 5) == ("timeout", None)
+    ((lower, upper, a, offset, confirmed),) = asked
+    assert torch.equal(lower, -ends[None]) and torch.equal(upper, ends[None]) and torch.equal(a, rows)
+    assert (offset < torch.tensor([2.5, 3.0])).all() and torch.allclose(offset, torch.tensor([2.5, 3.0]).double())
+    assert confirmed == [True, False]  # -3 <= -2.5 in the first; 3 > -2.5 and -1 > -3
+
+
+@pytest.mark.parametrize("method", ["ibp", "crown"])
+def test_bounds_decide_linear_networks_exactly(method):
+    """Where there is nothing to relax, a polytope is excluded exactly when the least value lies above it."""
+    model = nn.Sequential(small_net(5, 3, 1)[0]).double()  # one linear layer, 12 outputs
+    network = trace(model, (5,)).bind()
+    ends = torch.rand(2, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    lower, upper = ends.amin(0), ends.amax(0)
+    intervals = intervals_of(network, lower[None], upper[None])
+    row = torch.randn(1, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    weights = (row @ model[0].weight)[0]
+    least = weights.clamp(min=0) @ lower + weights.clamp(max=0) @ upper + row[0] @ model[0].bias
+    for gap, gone in ((1e-6, False), (-1e-6, True), (1e-12, False), (0.0, False)):
+        rows = Rows([Polytope(row, (least + gap).reshape(1))])
+        assert excluded(network, intervals, rows, method).tolist() == [[gone]]
