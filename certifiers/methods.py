@@ -52,7 +52,7 @@ def _alpha(model, x, y, threat, classes, deadline=None) -> Tensor:
         graph = trace(model, tuple(x.shape[1:]))
         check_against_model(graph, model, x)
         network = graph.bind()
-        intervals = crown_intervals(network, propagate(network, Region.of(x, threat)), ascent.memory_mb)
+        intervals = crown_intervals(network, propagate(network, Region.of(x, threat)), ascent.memory_mb, True)
         return alpha_margins(network, intervals, y, classes, ascent)
 
 

@@ -14,6 +14,7 @@ from certprune.cli.app import app, console
 # Packages that nothing needs at every turn: what for, and how to get them.
 OPTIONAL = {
     "pytest": ("the tests", "pip install 'certprune[test]'"),
+    "pyautoattack": ("the method autoattack", "pip install 'certprune[attacks]'"),
     "ruff": ("make lint", "pip install 'certprune[test]'"),
     "onnx": ("export, verify, certify --external", "pip install 'certprune[vnncomp]'"),
     "onnxruntime": ("export, verify, certify --external", "pip install 'certprune[vnncomp]'"),
