@@ -245,6 +245,9 @@ def test_a_tolerance_leaves_no_more_to_gain(kind):
         assert used[0.05] <= used[0.02]
         if kind is GAUSSIAN:
             assert used[0.02] < n
+    counts = np.round(0.52 * asked)  # its whole radius is within the tolerance, but it is certified none the less
+    at = Stopping(tolerance=0.05).enough(counts, asked, n, alpha, kind, sigma).argmax()
+    assert lower_sequence(counts[at], asked[at], alpha) > 0.5 and asked[at] < n
     over = Stopping(tolerance=0.02, up_to=0.5).enough(asked, asked, n, alpha, kind, sigma)
     at = over.argmax()  # nothing failed: until 0.5 is certified, and then no more
     found = certified_radius(float(lower_sequence(asked[at], asked[at], alpha)), sigma, kind.name)

@@ -230,26 +230,31 @@ def test_shared_counts_by_hand():
         shared_counts(split, x * math.inf, fill, [100], 2, 100)
 
 
-def test_the_batch_size_that_is_found():
-    x = torch.zeros(1, 8, 8)
-    seen = []
+def test_the_batch_size_that_is_found(monkeypatch):
+    x, seen = torch.zeros(1, 8, 8), []
 
-    def slow_when_large(batch):
-        seen.append(len(batch))
-        for _ in range(20 if len(batch) <= 200 else 400):
-            torch.randn(200, 200).exp_()
-        return torch.zeros(len(batch), 3)
+    def time_of(costs):
+        def took(model, batch):
+            assert batch.shape[1:] == x.shape
+            seen.append(len(batch))
+            model(batch)
+            return costs.get(len(batch), 9.0) * len(batch)
 
-    assert fastest_batch(slow_when_large, x, 10**6, seconds=5.0) == 200
-    assert fastest_batch(slow_when_large, x, 150, seconds=5.0) == 100  # no more than are wanted
-    assert sorted(set(seen)) == [100, 200, 400] or max(seen) <= 800
+        return took
+
+    costs = {100: 1.0, 200: 0.8, 400: 0.79, 800: 0.5, 1600: 2.0}  # seconds a sample
+    monkeypatch.setattr("certifiers.smoothing.sampling._time", time_of(costs))
+    assert fastest_batch(torch.flatten, x, 10**6, seconds=60.0) == 800 and max(seen) == 1600  # far slower: no further
+    assert fastest_batch(torch.flatten, x, 450, seconds=60.0) == 200  # 400 is not worth it, more are not wanted
+    assert fastest_batch(torch.flatten, x, 10, seconds=60.0) == 100
+    assert fastest_batch(torch.flatten, x, 10**6, seconds=0.0) == 100
 
     def no_memory(batch):
         if len(batch) > 400:
             raise torch.OutOfMemoryError
         return torch.zeros(len(batch), 3)
 
-    assert fastest_batch(no_memory, x, 10**6) <= 400
+    assert fastest_batch(no_memory, x, 10**6, seconds=60.0) == 200
 
 
 # ---- the ledger

@@ -9,13 +9,15 @@ it stands: a sample whose two largest logits are equal up to rounding may be cou
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from certifiers.bounds import trace
 from certifiers.bounds.graph import Network
+from certifiers.bounds.nonlinear import ReLU
 from certifiers.bounds.operations import AveragePool2d, Conv2d, Linear, Reshape, Scale
 from certifiers.errors import UnsupportedLayer
 from certifiers.smoothing.noise import BLOCK
@@ -28,7 +30,10 @@ Stop = Callable[[Tensor, int, Tensor], Sequence[bool]]  # (counts, samples so fa
 
 @dataclass(frozen=True)
 class Split:
-    """A network as ``tail(head(x) + linear(noise))``; `linear` is `head` without its constant part."""
+    """A network as ``tail(head(x) + linear(noise))``; `linear` is `head` without its constant part.
+
+    `tail` may overwrite what it is given.
+    """
 
     head: Callable[[Tensor], Tensor]
     linear: Callable[[Tensor], Tensor]
@@ -45,6 +50,9 @@ def split_first_layer(model: nn.Module, shape: tuple[int, ...]) -> Split:
     if cut == 0:
         return Split(lambda x: x, lambda noise: noise, model)
     first = network.operations[1 : cut + 1]
+    behind = [_channels_last(operation) for operation in network.operations[cut + 1 :]]
+    consumers = sum(cut in node.inputs for node in network.nodes[cut + 1 :])
+    in_place = consumers == 1 and isinstance(behind[0], ReLU) and behind[0].slope == 0.0
 
     def head(x: Tensor) -> Tensor:
         for operation in first:
@@ -58,9 +66,11 @@ def split_first_layer(model: nn.Module, shape: tuple[int, ...]) -> Split:
 
     def tail(features: Tensor) -> Tensor:
         values: dict[int, Tensor] = {cut: features}
-        for place in range(cut + 1, len(network.nodes)):
-            inputs = network.nodes[place].inputs
-            values[place] = network.operations[place].forward(*(values[i] for i in inputs))
+        for place, operation in enumerate(behind, start=cut + 1):
+            if place == cut + 1 and in_place:
+                values[place] = features.relu_()
+                continue
+            values[place] = operation.forward(*(values[i] for i in network.nodes[place].inputs))
         return values[len(network.nodes) - 1]
 
     return Split(head, linear, tail)
@@ -83,6 +93,20 @@ def _affine_prefix(network: Network) -> int:
     return cut if all(i >= cut for place in behind for i in network.nodes[place].inputs) and behind else 0
 
 
+def _channels_last(operation: Any) -> Any:
+    """A convolution with its weights laid out channel by channel, as a CPU reads them best; others as they are."""
+    if not isinstance(operation, Conv2d) or operation.weight.device.type != "cpu":
+        return operation
+    return replace(operation, weight=operation.weight.contiguous(memory_format=torch.channels_last))
+
+
+def _laid_out(features: Tensor) -> Tensor:
+    """The same for features (batch, channels, height, width)."""
+    if features.dim() != 4 or features.device.type != "cpu":
+        return features
+    return features.contiguous(memory_format=torch.channels_last)
+
+
 def shared_counts(
     split: Split,
     x: Tensor,
@@ -101,7 +125,7 @@ def shared_counts(
     rows = max(batch_size // BLOCK, 1) * BLOCK
     samples = [0] * len(x)
     with torch.inference_mode():
-        centres = split.head(x)
+        centres, hidden = _laid_out(split.head(x)), None
         buffer = x.new_empty((rows, *x.shape[1:]))
         counts = torch.zeros(len(x), num_classes, dtype=torch.int64, device=x.device)
         finite = torch.ones((), dtype=torch.bool, device=x.device)
@@ -111,9 +135,11 @@ def shared_counts(
                 wanted = min(rows, look - first)
                 used = buffer[: -(-wanted // BLOCK) * BLOCK]
                 fill(used)
-                features = split.linear(used)[:wanted]
+                features = _laid_out(split.linear(used)[:wanted])
+                if hidden is None or len(hidden) != len(features):
+                    hidden = torch.empty_like(features)
                 for i in active:
-                    logits = split.tail(features + centres[i])
+                    logits = split.tail(torch.add(features, centres[i], out=hidden))
                     finite &= logits.isfinite().all()
                     counts[i] += sole_winners(logits)
             done = look
