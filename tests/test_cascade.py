@@ -48,7 +48,7 @@ def test_a_class_that_is_proven_stays_proven_and_is_not_asked_again(monkeypatch)
 
     def second(model, x, y, threat, classes, deadline):
         asked.append(classes.clone())
-        return torch.full(classes.shape, 2e-4).where(classes, torch.tensor(-7.0))  # what is not asked is not read
+        return torch.full(classes.shape, 2e-4).where(classes, torch.tensor(7.0))  # what is not asked is not read
 
     monkeypatch.setitem(METHODS, "ibp", first)
     monkeypatch.setitem(METHODS, "crown", second)
@@ -96,6 +96,11 @@ def test_counterexamples_are_run_through_the_network(monkeypatch):
     monkeypatch.setitem(
         METHODS, "finder", complete(lambda model, x, y, threat: adversarial(model, x, y, LinfBall(0.9)))
     )
+    for row in certify(model, x, y, LinfBall(1e-4), "finder", **NONE):
+        assert row.status is Status.unknown
+    far = adversarial(model, x, y, LinfBall(0.9))
+    monkeypatch.setitem(METHODS, "finder", complete(lambda model, x, y, threat: far))
+    monkeypatch.setattr(LinfBall, "project", lambda self, x, x_adv: x_adv)  # whatever the projection does
     for row in certify(model, x, y, LinfBall(1e-4), "finder", **NONE):
         assert row.status is Status.unknown
 

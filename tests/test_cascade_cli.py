@@ -125,6 +125,16 @@ def test_requests_that_make_no_sense(cli, work, words, saying):
     cli.refuses("certify", work, *words, saying=saying)
 
 
+def test_the_missing_extra_is_named_whole(cli, work, monkeypatch):
+    """Square brackets are markup to the console."""
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    words = ("--variant", VARIANT, "--eps", "0.001", "--method", "autoattack")
+    cli.refuses("certify", work, *words, saying=["pip install 'certprune[attacks]'"])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setenv("COLUMNS", "200")
+    assert cli("doctor") == 0 and "certprune[attacks]" in cli.out
+
+
 def verdict(index, status, method, stages):
     seconds = sum(stages.values())
     return Verdict(index, 0, 0, Status(status), 0.1, "linf", method, None, seconds, stages)

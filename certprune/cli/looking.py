@@ -50,6 +50,7 @@ def models() -> None:
 def doctor() -> None:
     """Versions, devices and bridges; what is missing and how to get it."""
     import torch
+    from rich.markup import escape
 
     from certprune.data import datasets as rows
     from certprune.provenance import PACKAGES, hardware, package_version
@@ -61,7 +62,7 @@ def doctor() -> None:
         table.add_row(name, found or "[red]missing[/red]", _bridge(name) if found else f"pip install {name}")
     for name, (purpose, remedy) in OPTIONAL.items():
         found = importlib.util.find_spec(name) is not None
-        table.add_row(name, _mark(found), f"for {purpose}" + ("" if found else f": {remedy}"))
+        table.add_row(name, _mark(found), f"for {purpose}" + ("" if found else f": {escape(remedy)}"))
     machine = hardware("cpu")
     table.add_row("processor", f"{machine['cores']} cores", f"{machine['processor']}, {machine['memory_gb']} GB")
     table.add_row("threads", str(torch.get_num_threads()), f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', '')}")
