@@ -15,7 +15,15 @@ import torch
 
 from certifiers.errors import InputError
 from certifiers.verdict import Status, read_ledger
-from certifiers.vnncomp import parse_witness, read_network, read_property, run_external, tool_name
+from certifiers.vnncomp import (
+    export_onnx,
+    parse_witness,
+    read_network,
+    read_property,
+    run_external,
+    tool_name,
+    verify,
+)
 from certprune.cli import main
 from certprune.data import load_data
 from certprune.reports import read_run
@@ -254,3 +262,27 @@ def test_tools_are_called_by_name():
         assert tool_name(command) == name
     with pytest.raises(InputError):
         tool_name("Marabou")
+
+
+@needs_marabou
+@pytest.mark.parametrize("seed", range(8))
+def test_verify_agrees_with_marabou(seed, tmp_path):
+    """Random nets and questions with disjunctions of conjunctions, at thresholds near what is reached."""
+    generator = torch.Generator().manual_seed(seed)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 8), torch.nn.ReLU())
+    net.append(torch.nn.Linear(8, 2)).eval()
+    for parameter in net.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) / 2
+    export_onnx(net, torch.rand(3, 3), tmp_path / "net.onnx")
+    y = net(2 * torch.rand(5000, 3, generator=generator) - 1).detach()
+    levels = y[torch.randint(len(y), (2,), generator=generator)] + 0.3 * torch.randn(2, 2, generator=generator)
+    if seed % 2:  # out of reach in one output, so that there is something to prove
+        levels[:, seed // 2 % 2] = y[:, seed // 2 % 2].max() + 0.05
+    bounds = "".join(f"(declare-const X_{i} Real)(assert (<= X_{i} 1))(assert (>= X_{i} -1))\n" for i in range(3))
+    both = " ".join(f"(and (>= Y_0 {a:.4f}) (>= Y_1 {b:.4f}))" for a, b in levels.tolist())
+    text = "(declare-const Y_0 Real)(declare-const Y_1 Real)\n" + bounds + f"(assert (or {both}))\n"
+    (tmp_path / "p.vnnlib").write_text(text)
+    ours = verify(read_network(tmp_path / "net.onnx"), read_property(tmp_path / "p.vnnlib"), 20)
+    theirs = run_external(MARABOU, tmp_path / "net.onnx", tmp_path / "p.vnnlib", 20, 3)
+    assert ours.verdict == theirs.verdict, theirs.note
+    assert ours.verdict == "unsat" or not seed % 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -36,31 +35,27 @@ def export_onnx(model: nn.Module, x: Tensor, path: str | Path) -> None:
     onnx = need("onnx")
     check_model(model)
     count_classes(model, x)
-    content = io.BytesIO()
-    try:
-        with warnings.catch_warnings():
-            # The exporter that needs no further package is called legacy, and says so.
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                model,
-                (x[:1].to(device_of(model)),),
-                content,
-                dynamo=False,
-                opset_version=OPSET,
-                input_names=["X"],
-                output_names=["Y"],
-            )
-    except Exception as error:  # the exporter raises many kinds
-        raise InputError(
-            f"{type(model).__name__} cannot be written as ONNX: {str(error).splitlines()[0]}. Replace that operation "
-            "by one that torch.onnx knows."
-        ) from error
-    onnx.checker.check_model(onnx.load_from_string(content.getvalue()))
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / "model.onnx"
-        draft.write_bytes(content.getvalue())
+        try:
+            _export(model, x[:1].to(device_of(model)), draft)
+        except Exception as error:  # the exporter raises many kinds
+            raise InputError(
+                f"{type(model).__name__} cannot be written as ONNX: {str(error).splitlines()[0]}. Replace that "
+                "operation by one that torch.onnx knows."
+            ) from error
+        onnx.checker.check_model(str(draft))
         _check_same(model, x, Runtime(draft))
-    write_bytes(Path(path), content.getvalue())
+        write_bytes(Path(path), draft.read_bytes())
+
+
+def _export(model: nn.Module, x: Tensor, path: Path) -> None:
+    with warnings.catch_warnings():
+        # The exporter that needs no further package is called legacy, and says so.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            model, (x,), str(path), dynamo=False, opset_version=OPSET, input_names=["X"], output_names=["Y"]
+        )
 
 
 @torch.no_grad()
