@@ -46,7 +46,7 @@ def certify(
         model: (batch, ...) -> logits (batch, classes), in eval mode, without parametrizations; it is not
             changed. x: (n, ...) floats in [0, 1]. y: (n,) class numbers.
         method: a name in :data:`METHODS`, several of them in the order to be tried, or "cascade"
-            (:data:`CASCADE`).
+            (:data:`CASCADE`; with `input_seconds`, "exact" after it).
         attack_steps, attack_restarts: of :func:`certifiers.attack.attack`; with 0 steps nothing is falsified
             and bounds are held against the clean input only.
         indices: the inputs' numbers in their data set; 0 to n - 1 if None.
@@ -61,7 +61,7 @@ def certify(
         InputError: inputs, labels, model, method or ledger that do not fit; the message says what to do.
         SoundnessError: a certifier claimed more than a concrete input allows. The ledger gets a line of it.
     """
-    methods = method_names(method)
+    methods = method_names(method, limited=input_seconds is not None)
     numbers = input_numbers(indices, len(x))
     check_model(model)
     check_images(x)

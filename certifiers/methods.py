@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from certifiers.errors import InputError
+from certifiers.errors import InputError, UnsupportedLayer
 from certifiers.threat import Threat
 
 
@@ -76,6 +78,26 @@ def _autoattack(model, x, y, threat, classes, deadline=None) -> Answer:
     return Answer(x.new_full(classes.shape, -torch.inf), autoattack(model, x, y, threat))
 
 
+def _exact(model, x, y, threat, classes, deadline=None) -> Answer:
+    """Branch and bound, one input after the other; each has an equal share of the time that is left."""
+    from certifiers.exact import decide
+
+    bounds, inputs = x.new_full(classes.shape, -torch.inf), torch.full_like(x, torch.nan)
+    for row in range(len(x)):
+        seconds = EXACT_SECONDS if deadline is None else max(deadline - time.monotonic(), 0.0) / (len(x) - row)
+        asked = classes[row].nonzero().flatten()
+        try:
+            found = decide(model, x[row], int(y[row]), threat, seconds, asked.tolist())
+        except UnsupportedLayer as error:  # max pooling: nothing is proven, and the other methods' work stands
+            warnings.warn(f"The method exact leaves all undecided: {error}", stacklevel=2)
+            break
+        if found.proven is False:
+            inputs[row] = found.witness.reshape(x.shape[1:]).to(x)
+        else:  # the bound holds for each class that was asked about
+            bounds[row, asked] = found.bound
+    return Answer(bounds, inputs)
+
+
 METHODS: dict[str, Certifier] = {
     "ibp": _bounds("ibp"),
     "crown-ibp": _bounds("crown-ibp"),
@@ -85,19 +107,25 @@ METHODS: dict[str, Certifier] = {
     "lirpa-crown": _lirpa("crown"),
     "lirpa-alpha-crown": _lirpa("alpha-crown"),
     "autoattack": _autoattack,
+    "exact": _exact,
 }
 
 #: How many inputs these are asked about at a time, for the memory they take or so that each has its own deadline.
 #: They are dear: what an attack has falsified already is not put to them.
-AT_ONCE: dict[str, int] = {"alpha-crown": 32, "lirpa-alpha-crown": 8, "autoattack": 100}
+AT_ONCE: dict[str, int] = {"alpha-crown": 32, "lirpa-alpha-crown": 8, "autoattack": 100, "exact": 1}
 
 CASCADE = ("ibp", "crown-ibp", "crown", "alpha-crown")  # cheapest first
+EXACT_SECONDS = 60.0  # for each input, where no time limit is given
 
 
-def method_names(method: str | Sequence[str]) -> tuple[str, ...]:
-    """The names that `method` stands for: "cascade", one name, or several; InputError for an unknown one."""
+def method_names(method: str | Sequence[str], limited: bool = False) -> tuple[str, ...]:
+    """The names that `method` stands for: "cascade", one name, or several; InputError for an unknown one.
+
+    ``limited``: each input has a time limit. The cascade then ends with "exact", which needs one.
+    """
     given = (method,) if isinstance(method, str) else tuple(method)
-    names = tuple(dict.fromkeys(name for one in given for name in (CASCADE if one == "cascade" else (one,))))
+    cascade = (*CASCADE, "exact") if limited else CASCADE
+    names = tuple(dict.fromkeys(name for one in given for name in (cascade if one == "cascade" else (one,))))
     for name in names:
         if name not in METHODS:
             raise InputError(f"The method to certify with must be cascade or among {', '.join(METHODS)}, not {name!r}.")

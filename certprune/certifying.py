@@ -47,7 +47,7 @@ def certify_network(
     """
     progress = progress or Progress()
     settings = run.recipe.certify
-    methods = method_names(methods or settings.methods)
+    methods = method_names(methods or settings.methods, limited=input_seconds is not None)
     split = getattr(data, settings.split)
     numbers = checked_indices(indices, settings.count, len(split.y), f"{data.name} {settings.split}")
     stage = "pretrain" if variant == "pretrain" else "finetune"

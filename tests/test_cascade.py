@@ -199,7 +199,30 @@ def test_limits_must_be_positive(name):
         certify(model, x, y, LinfBall(0.01), **{name: 0.0})
 
 
+def test_with_time_the_cascade_is_complete():
+    """Every input of a small network is decided, as the exact method alone decides it, and never against an attack."""
+    model, x, y = labelled("mlp", 8)
+    ball = LinfBall(0.03)
+    whole = certify(model, x, y, ball, "cascade", input_seconds=20, **NONE)
+    alone = certify(model, x, y, ball, "exact", **NONE)
+    assert {row.status for row in whole} == {Status.certified, Status.falsified}
+    assert [row.status for row in whole] == [row.status for row in alone]
+    assert "exact" in {row.method for row in whole}
+
+
+def test_max_pooling_leaves_the_exact_method_without_an_answer():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = [torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2), torch.nn.Flatten()]
+        model = torch.nn.Sequential(*layers, torch.nn.Linear(18, 10)).eval()
+    x, _ = images(2)
+    with pytest.warns(UserWarning, match="exact leaves all undecided"):
+        rows = certify(model, x, model(x).argmax(1), LinfBall(1e-3), "exact", **NONE)
+    assert {(row.status, row.margin) for row in rows} == {(Status.unknown, None)}
+
+
 def test_names_of_methods():
+    assert method_names("cascade", limited=True) == (*CASCADE, "exact")
     assert method_names("cascade") == CASCADE
     assert method_names(["ibp", "cascade", "symbolic"]) == (*CASCADE, "symbolic")
 

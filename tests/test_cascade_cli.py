@@ -55,12 +55,12 @@ def ledgers(work, pattern):
 
 
 def test_the_cascade_its_ledger_and_its_table(cli, work):
-    words = ("certify", work, "--variant", VARIANT, "--eps", "0.05", "--method", "cascade", "--input-seconds", "30")
+    words = ("certify", work, "--variant", VARIANT, "--eps", "0.05", "--method", "cascade", "--input-seconds", "1")
     assert cli(*words) == 0, cli.err
     assert "who decided" in cli.out and "attack (PGD)" in cli.out
-    (path,) = ledgers(work, f"eps-0.05-{'+'.join(CASCADE)}-30s.jsonl")
+    (path,) = ledgers(work, f"eps-0.05-{'+'.join([*CASCADE, 'exact'])}-1s.jsonl")
     header, rows = read_ledger(path)
-    assert header["method"] == "+".join(CASCADE) and header["input_seconds"] == 30 and len(rows) == 8
+    assert header["method"] == "+".join([*CASCADE, "exact"]) and header["input_seconds"] == 1 and len(rows) == 8
     assert all(row.stages["clean"] >= 0 for row in rows)
     before = path.read_bytes()
     assert cli(*words) == 0 and path.read_bytes() == before

@@ -16,6 +16,7 @@ METHODS = {
     "crown-ibp": "one backward pass of linear bounds (CROWN) through intervals found by interval bounds",
     "crown": "backward linear bounds for every layer, the intermediate ones included",
     "alpha-crown": "CROWN with the slopes of its lower bounds optimised for each image",
+    "exact": "complete search by branch and bound; what it finds is run through the network before it counts",
     "lirpa-alpha-crown": "the same by auto_LiRPA",
     "autoattack": "the ensemble of attacks AutoAttack, whose finds are run through the network before they count",
     "symbolic": "forward affine forms with error terms (symbolic intervals)",
