@@ -80,15 +80,17 @@ def _decide_box(
     left = _open(network, intervals, box.polytopes, "ibp")
     if not left:
         return "unsat", "ibp", None
-    if time.monotonic() > deadline:
+    begin = time.monotonic()
+    if begin > deadline:
         return "timeout", "ibp", None
     with torch.no_grad():
         intervals = tightened(network, intervals)
+    spent = time.monotonic() - begin
     left = _open(network, intervals, left, "crown")
     left = [p for p in left if len(p.b) == 1 or not excluded_by_combination(network, intervals, p)]
     if not left:
         return "unsat", "crown", None
-    if time.monotonic() > deadline:
+    if time.monotonic() + spent > deadline:  # a search begins with bounds like these
         return "timeout", "crown", None
     verdict, candidate = decide(model, box.lower, box.upper, left, deadline)
     return verdict, "crown" if verdict == "unknown" else "search", candidate
