@@ -301,7 +301,8 @@ PAGE = """# Randomized smoothing: samples needed, and speed
 
 Made by `python benchmarks/smoothing.py --rounds {rounds} -o results/smoothing.md --log DIR/sigma_0.25@0.01
 --log DIR/sigma_0.50@0.01 --log DIR/sigma_0.12@0.001`, where the logs are those that Cohen et al. publish with
-their code (CIFAR-10, ResNet-110, each network certified at the sigma it was trained with); without `--log` it makes the other rows. {about}
+their code (CIFAR-10, ResNet-110, each network certified at the sigma it was trained with);
+without `--log` it makes the other rows. {about}
 
 ## Samples for a whole curve
 
@@ -315,7 +316,8 @@ nothing can be saved.
 How much is saved depends on how densely radii lie: a tolerance of t lowers the curve by at most about t times the
 share of images in a unit of radius. On the published table 5 times fewer samples cost less than one point; the logs
 have clumps of radii (an image is 0.2 points) and come near one point; the digits' radii lie
-twice as densely (an image is 0.5 points), and there a whole curve to within one point needs more samples than a fifth. Where only one radius is to be
+twice as densely (an image is 0.5 points), and there a whole curve to within one point needs more
+samples than a fifth. Where only one radius is to be
 decided, all need far fewer: such a row is right at its radius, and not meant for others.
 
 ## Speed
