@@ -57,7 +57,8 @@ class Ledger(RowLedger[Verdict]):
     Args:
         path: the file; its folder is made if need be.
         header: what the verdicts are about, JSON values: "model" (:func:`model_hash`), "data", "split",
-            "eps", "norm", "method", "attack_steps", "attack_restarts", "input_seconds" as far as they apply, and any notes.
+            "eps", "norm", "method", "attack_steps", "attack_restarts", "input_seconds" as far as they apply, and
+            any notes.
     """
 
     row = Verdict
