@@ -8,6 +8,8 @@ gradient ascent looks for good ones.
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -92,10 +94,13 @@ def bound(problem: Reduced, rows: Rows, domains: Domains) -> Bound:
     return Bound(value, torch.cat(met, 1) if met else rows.units, inputs)
 
 
-def improve(problem: Reduced, rows: Rows, domains: Domains, steps: int, rate: float = 0.2) -> Bound:
+def improve(
+    problem: Reduced, rows: Rows, domains: Domains, steps: int, rate: float = 0.2, deadline: float = math.inf
+) -> Bound:
     """Ascend alpha and beta of ``domains`` in place for ``steps`` steps; the best of each domain is kept.
 
-    ``rows``: one for each domain. Domains proven on the way are not special: their bound is above 0.
+    ``rows``: one for each domain. Domains proven on the way are not special: their bound is above 0. After
+    ``deadline`` (of ``time.monotonic``) no step begins.
     """
     steps = steps if problem.levels else 0  # without units there is nothing to improve
     alpha, beta = domains.alpha.clone().requires_grad_(True), domains.beta.clone().requires_grad_(True)
@@ -103,6 +108,8 @@ def improve(problem: Reduced, rows: Rows, domains: Domains, steps: int, rate: fl
     optimizer = torch.optim.Adam([{"params": [alpha], "lr": rate}, {"params": [beta], "lr": rate / 2}])
     found = None
     for step in range(steps + 1):
+        if time.monotonic() > deadline:
+            steps = step
         with torch.set_grad_enabled(step < steps):
             now = bound(problem, rows, replace(domains, alpha=alpha, beta=beta))
         value = now.value.detach()
@@ -128,17 +135,19 @@ def improve(problem: Reduced, rows: Rows, domains: Domains, steps: int, rate: fl
             beta.clamp_(min=0)
 
 
-def tighten(problem: Reduced, steps: int, chunk: int = 512) -> Reduced:
+def tighten(problem: Reduced, steps: int, deadline: float = math.inf, chunk: int = 512) -> Reduced:
     """The question with smaller boxes of its units, level by level, by optimised slopes."""
     lower, upper = problem.lower.clone(), problem.upper.clone()
     for level in problem.levels[1:]:
         now = Reduced(problem.before, problem.asked, problem.levels, lower, upper, problem.region)
         rows = problem.before[level]
         both = Rows.cat([rows, -rows])
+        if time.monotonic() > deadline:
+            break
         for start in range(0, len(both), chunk):
             some = both[start : start + chunk]
             domains = Domains.root(now)[torch.zeros(len(some), dtype=torch.long)]
-            improve(now, some, domains, steps)
+            improve(now, some, domains, steps, deadline=deadline)
             both.constant[start : start + chunk] = domains.bound  # from here on: the bounds
         least, most = both.constant.chunk(2)
         lower[level] = torch.maximum(lower[level], least)

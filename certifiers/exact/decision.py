@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from certifiers.bounds.graph import Network, check_against_model, trace
-from certifiers.bounds.interval import propagate
+from certifiers.bounds.interval import Intervals, propagate
 from certifiers.bounds.linear import crown_intervals
 from certifiers.bounds.margins import margin_rows
 from certifiers.bounds.region import Region
@@ -76,6 +76,7 @@ def decide_rows(
     offset: Tensor,
     deadline: float,
     confirm: Callable[[Tensor], bool],
+    intervals: Intervals | None = None,
 ) -> Outcome:
     """Whether ``rows . output + offset > 0``, each of them, everywhere in ``region``.
 
@@ -84,8 +85,10 @@ def decide_rows(
         rows: (questions, outputs); offset: (questions,).
         deadline: of ``time.monotonic``.
         confirm: whether an input (pixels,) really breaks the property; only then is it a witness.
+        intervals: boxes of all nodes over the region, in float64, where the caller has them; CROWN's else.
     """
-    intervals = crown_intervals(network, propagate(network, region), MEMORY_MB)
+    if intervals is None:
+        intervals = crown_intervals(network, propagate(network, region), MEMORY_MB)
     problem = reduce(network, intervals, rows, offset)
     with torch.enable_grad():
         return search(problem, deadline, confirm)

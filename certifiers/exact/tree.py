@@ -44,10 +44,10 @@ def search(problem: Reduced, deadline: float, confirm: Callable[[Tensor], bool])
         confirm: whether an input (pixels,) really breaks the property; asked before it is believed.
     """
     rounding = _rounding(problem)
-    problem = tighten(problem, TIGHTEN_STEPS)
+    problem = tighten(problem, TIGHTEN_STEPS, deadline)
     pool = Domains.root(problem)
     counted = len(pool)
-    found = improve(problem, asked_of(problem, pool), pool, ROOT_STEPS)
+    found = improve(problem, asked_of(problem, pool), pool, ROOT_STEPS, deadline=deadline)
     floor = torch.inf
     integers = len(problem.lower) <= FEW_UNITS
     while True:
@@ -75,7 +75,7 @@ def search(problem: Reduced, deadline: float, confirm: Callable[[Tensor], bool])
         if least <= 0:  # on the edge: neither provable nor, in the network's own arithmetic, broken
             return Outcome(None, least, None, counted)
         if len(pool):
-            pool, found = _split(problem, pool)
+            pool, found = _split(problem, pool, deadline)
             counted += len(pool)
         pool, found = _joined(pool, found, rest)
 
@@ -111,13 +111,13 @@ def _by_integers(problem, pool: Domains, deadline: float, rounding: float, floor
     return pool[torch.tensor(kept, dtype=torch.long)], None, floor
 
 
-def _split(problem: Reduced, pool: Domains) -> tuple[Domains, Bound]:
+def _split(problem: Reduced, pool: Domains, deadline: float) -> tuple[Domains, Bound]:
     rows = asked_of(problem, pool)
     with torch.no_grad():
         now = bound(problem, rows, pool)
     pool = halves(pool, choose(problem, pool, now))
     _narrow(problem, pool)
-    return pool, improve(problem, asked_of(problem, pool), pool, STEPS)
+    return pool, improve(problem, asked_of(problem, pool), pool, STEPS, deadline=deadline)
 
 
 @torch.no_grad()
