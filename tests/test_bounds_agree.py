@@ -11,6 +11,7 @@ from certifiers.lirpa import margin_lower_bounds_lirpa
 from certifiers.threat import L2Ball, LinfBall
 
 from .nets import NETS, images
+from .test_bounds_by_hand import Chosen
 
 METHODS = ("ibp", "crown-ibp", "crown")  # those that auto_LiRPA has by these names; test_symbolic.py for the other
 RELATIVE = {torch.float32: 1e-4, torch.float64: 1e-8}
@@ -74,6 +75,39 @@ def test_l2_bounds_are_no_looser_than_auto_lirpa(name, method):
     assert ours.mean() >= reference.mean() - 1e-12
     if method == "ibp":  # smaller boxes give smaller boxes: a theorem, so for each margin
         assert (ours >= reference - 1e-12).all()
+
+
+class Selecting(nn.Sequential):
+    """Pixels are selected, and hidden units, both out of their order."""
+
+    def __init__(self, dtype: torch.dtype):
+        pixels, units = Chosen([40, 3, 63, 7, 12, 0, 25]), Chosen([5, 0, 11, 3])
+        super().__init__(nn.Flatten(), pixels, nn.Linear(7, 12), nn.ReLU(), units, nn.Linear(4, 10))
+        self.to(dtype).eval()
+
+    def without(self) -> nn.Module:
+        """The same function with wider layers instead of selections."""
+        layers = list(self)
+        for place in (4, 1):
+            after, index = layers[place + 1], layers.pop(place).places
+            wide = nn.Linear(64 if place == 1 else 12, after.out_features, dtype=after.weight.dtype)
+            wide.weight.data.zero_()[:, index] = after.weight.data
+            wide.bias.data = after.bias.data
+            layers[place] = wide
+        return nn.Sequential(*layers).eval()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("threat", [LinfBall(0.1), L2Ball(0.3)], ids=["linf", "l2"])
+def test_bounds_of_selected_features_equal_auto_lirpa(threat, method):
+    torch.manual_seed(1)
+    model = Selecting(torch.float64)
+    x, y = images(4, seed=1, dtype=torch.float64)
+    x = 0.4 + 0.2 * x
+    ours = margin_lower_bounds(model, x, y, threat, method)
+    # Behind a selection auto_LiRPA takes an l2 ball for its box; without one it does not.
+    reference = margin_lower_bounds_lirpa(model if threat.norm == "linf" else model.without(), x, y, threat, method)
+    assert (ours - reference).abs().max() <= 1e-8 * reference.abs().max()
 
 
 @pytest.mark.parametrize("name", NETS)

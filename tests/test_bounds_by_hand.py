@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from certifiers.bounds import Region, fused_cross_entropy, margin_lower_bounds, propagate, trace
+from certifiers.bounds import METHODS, Region, fused_cross_entropy, margin_lower_bounds, propagate, trace
 from certifiers.threat import L2Ball, LinfBall
 
 
@@ -106,6 +106,29 @@ def test_max_pooling():
         assert margin_lower_bounds(model, close, Y0, LinfBall(0.1), method)[0, 1].item() == pytest.approx(0.4)
         # Upwards: -max >= -(largest upper end).
         assert margin_lower_bounds(model, close, Y1, LinfBall(0.1), method)[0, 0].item() == pytest.approx(-0.6)
+
+
+class Chosen(nn.Module):
+    """The features ``places`` of a flat input."""
+
+    def __init__(self, places: list[int]) -> None:
+        super().__init__()
+        self.register_buffer("places", torch.tensor(places))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.index_select(1, self.places)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_selected_features(method):
+    # x3 and x1 of (x1, x2, x3), in this order: 3 x3 - 4 x1 + 1 at (.5, .5): .5; linf: -7 eps; l2: -5 eps.
+    model = nn.Sequential(Chosen([2, 0]), linear([[3, -4], [0, 0]], [1, 0])).eval()
+    x = torch.tensor([[0.5, 0.1, 0.5]], dtype=torch.float64)
+    assert margin_lower_bounds(model, x, Y0, LinfBall(0.1), method)[0, 1].item() == pytest.approx(0.5 - 0.7)
+    assert margin_lower_bounds(model, x, Y0, L2Ball(0.1), method)[0, 1].item() == pytest.approx(0.5 - 0.5)
+    # At x3 = .95 the pixel range cuts its box to [.85, 1]: 3 * .85 - 4 * .6 + 1.
+    x[0, 2] = 0.95
+    assert margin_lower_bounds(model, x, Y0, LinfBall(0.1), method)[0, 1].item() == pytest.approx(1.15)
 
 
 class Skip(nn.Module):

@@ -17,6 +17,7 @@ from certifiers.errors import InputError, UnsupportedLayer
 from certifiers.threat import LinfBall
 
 SHAPE = (2, 6, 6)
+PLACES = torch.tensor([40, 3, 70, 7, 12])
 
 
 class Net(nn.Module):
@@ -71,6 +72,8 @@ SPELLINGS = {
     "x.reshape": (lambda s, x: x.reshape(x.shape[0], 8, 9), {}),
     "torch.flatten": (lambda s, x: torch.flatten(x, 2), {}),
     "unflatten": (lambda s, x: s.u(x.flatten(1)), {"u": nn.Unflatten(1, (8, 3, 3))}),
+    "torch.index_select": (lambda s, x: torch.index_select(s.conv(x).relu().flatten(1), 1, PLACES), {}),
+    "x.index_select": (lambda s, x: x.flatten(1).index_select(1, PLACES), {}),
     "squeeze": (lambda s, x: F.adaptive_avg_pool2d(x, 1).squeeze(-1).squeeze(-1), {}),
     "add": (lambda s, x: torch.relu(x) + x, {}),
     "torch.add": (lambda s, x: torch.add(torch.relu(x), x), {}),
@@ -149,6 +152,8 @@ UNSUPPORTED = {
     "steep leaky": (lambda s, x: F.leaky_relu(x, 2.0), {}, "non-convex"),
     "reflect padding": (lambda s, x: s.c(x), {"c": nn.Conv2d(2, 1, 3, padding=1, padding_mode="reflect")}, "reflect"),
     "divisor": (lambda s, x: F.avg_pool2d(x, 2, divisor_override=3), {}, "divisor_override"),
+    "channels selected": (lambda s, x: torch.index_select(x, 1, torch.tensor([0])), {}, "flat inputs"),
+    "a feature twice": (lambda s, x: x.flatten(1).index_select(1, torch.tensor([3, 5, 3])), {}, "twice"),
     "shared feature linear": (lambda s, x: s.l(x), {"l": nn.Linear(6, 2)}, "flat inputs"),
     "batch into features": (lambda s, x: x.view(-1, 36).relu().view(-1, 72), {}, "batch as first dimension"),
     "batch size as number": (lambda s, x: x / x.size(0), {}, "batch size"),

@@ -197,6 +197,11 @@ READABLE = {
         {"zero": np.array(0), "axes": np.array([0]), "w": weight(3, 72)},
         IMAGE,
     ),
+    "features gathered": (
+        [("Gather", ["X", "p"], ["g"], {"axis": 1}), ("Gemm", ["g", "w"], ["Y"], {})],
+        {"p": np.array([3, -5, 1]), "w": weight(3, 2)},
+        [1, 5],
+    ),
     "a transpose that moves nothing, squeezed": (
         [
             ("Transpose", ["X"], ["t"], {"perm": [0, 2, 3, 1]}),
@@ -230,6 +235,7 @@ UNREADABLE = {
     "MatMul": ([("MatMul", ["X", "X"], ["Y"], {})], {}, [1, 1]),
     "Conv": ([("Conv", ["X", "k"], ["Y"], {"pads": [0, 0, 1, 1]})], {"k": weight(1, 2, 2, 2)}, IMAGE),
     "Add": ([("Add", ["X", "c"], ["Y"], {})], {"c": weight(3, 1, 5)}, [1, 5]),
+    "Gather": ([("Gather", ["X", "p"], ["Y"], {"axis": 1})], {"p": np.array([0])}, IMAGE),
     "Reshape": ([("Reshape", ["X", "s"], ["Y"], {})], {"s": np.array([72])}, IMAGE),
     "Softmax": ([("Softmax", ["X"], ["Y"], {})], {}, [1, 5]),
 }

@@ -7,14 +7,14 @@ from typing import NamedTuple
 import torch
 
 from .graph import Network
-from .operations import Conv2d, Interval, Linear, Reshape, Scale
+from .operations import Conv2d, Interval, Linear, Reshape, Scale, Select
 from .region import Region
 
 
 class Intervals(NamedTuple):
     """The box of every node's output over a region, in the network's order, and which are the best possible.
 
-    ``exact[i]``: node i is one linear layer of the input (reshapes and scalings aside), where interval
+    ``exact[i]``: node i is one linear layer of the input (reshapes, scalings and selections aside), where interval
     arithmetic is already exact and no other method can do better.
     """
 
@@ -31,14 +31,14 @@ class Intervals(NamedTuple):
 def propagate(network: Network, region: Region) -> Intervals:
     """Boxes of all nodes: for every input in the region each node's value lies in its box (exact arithmetic)."""
     boxes, exact = [region.box], [True]
-    # Nodes reached from the input by scalings and reshapes only; under an l2 threat with the ball as they see it:
-    # its centre, and how far each coordinate can move.
+    # Nodes reached from the input by scalings, reshapes and selections only; under an l2 threat with the ball as
+    # they see it: its centre, and how far each coordinate can move.
     raw = [True]
     balls: list[Interval | None] = [_ball(region)]
     for node, operation in zip(network.nodes[1:], network.operations[1:], strict=True):
         first = node.inputs[0]
         box = operation.interval(*(boxes[i] for i in node.inputs))
-        diagonal = isinstance(operation, (Scale, Reshape))
+        diagonal = isinstance(operation, (Scale, Reshape, Select))
         linear = isinstance(operation, (Linear, Conv2d))
         if linear and balls[first] is not None:
             box = _meet_ball(box, operation, balls[first])

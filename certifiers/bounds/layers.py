@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from ..errors import InputError
 from .nonlinear import MaxPool2d, ReLU
-from .operations import Add, AveragePool2d, Conv2d, Linear, Reshape, Scale
+from .operations import Add, AveragePool2d, Conv2d, Linear, Reshape, Scale, Select
 
 Converted = tuple[list[fx.Node], Callable[[Tensor | None], Any] | None]
 
@@ -185,6 +185,22 @@ def max_pool(
 def reshape(b, node, x, *_, **__) -> Converted:
     reshape = Reshape(b.shape(x), b.shape(node))
     return [x], (None if reshape.before == reshape.after else lambda _: reshape)
+
+
+def index_select(b, node, x, dim, index) -> Converted:
+    if dim not in (1, -1) or len(b.shape(x)) != 1:
+        raise b.unsupported(node, f"only features of flat inputs (batch, features) can be selected, not dim {dim}")
+    index, before = b.constant(node, index), b.shape(x)[0]
+    twice = b.unsupported(node, "it reads a feature twice")
+
+    def build(_: Tensor | None) -> Select:
+        places = index()
+        if len(places.unique()) != len(places):  # an l2 ball of repeated coordinates is no ball
+            raise twice
+        return Select(places, before)
+
+    build(None)
+    return [x], build
 
 
 def identity(b, node, x, *_, **__) -> Converted:

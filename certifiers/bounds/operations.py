@@ -191,6 +191,25 @@ class Reshape:
 
 
 @dataclass(frozen=True)
+class Select:
+    """Some of the features of a flat input, each at most once, in any order: ``x[:, index]``."""
+
+    index: Tensor  # (features,)
+    before: int
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.index_select(1, self.index)
+
+    linear = forward
+
+    def interval(self, box: Interval) -> Interval:
+        return Interval(self.forward(box.centre), self.forward(box.radius))
+
+    def backward(self, rows: Tensor, box: Interval | None = None) -> tuple[tuple[Tensor], float]:
+        return (rows.new_zeros(*rows.shape[:2], self.before).index_add(2, self.index, rows),), 0.0
+
+
+@dataclass(frozen=True)
 class Add:
     """``a + sign * b`` of two computed tensors of one shape (residual connections)."""
 

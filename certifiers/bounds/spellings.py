@@ -18,7 +18,8 @@ from .layers import Converted
 
 SUPPORTED = (
     "Linear, Conv2d, BatchNorm1d/2d, ReLU, LeakyReLU, AvgPool2d, AdaptiveAvgPool2d, MaxPool2d, Flatten and reshapes "
-    "that keep the batch, sums and differences, constant scale and shift, Dropout and Identity"
+    "that keep the batch, index_select of features, sums and differences, constant scale and shift, Dropout and "
+    "Identity"
 )
 
 MODULES: dict[type[nn.Module], Callable[..., Converted]] = {
@@ -61,6 +62,7 @@ FUNCTIONS: dict[Any, Callable[..., Converted]] = {
     torch.reshape: layers.reshape,
     torch.squeeze: layers.reshape,
     torch.unsqueeze: layers.reshape,
+    torch.index_select: layers.index_select,
     F.dropout: layers.dropout,
     operator.add: layers.sum_or_difference(1.0),
     operator.iadd: layers.sum_or_difference(1.0),
@@ -87,6 +89,7 @@ METHODS: dict[str, Callable[..., Converted]] = {
     "unflatten": layers.reshape,
     "squeeze": layers.reshape,
     "unsqueeze": layers.reshape,
+    "index_select": layers.index_select,
     "contiguous": layers.identity,
     "clone": layers.identity,
     "add": layers.sum_or_difference(1.0),

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from certifiers.bounds import trace
 from certifiers.bounds.graph import Network
 from certifiers.bounds.nonlinear import ReLU
-from certifiers.bounds.operations import AveragePool2d, Conv2d, Linear, Reshape, Scale
+from certifiers.bounds.operations import AveragePool2d, Conv2d, Linear, Reshape, Scale, Select
 from certifiers.errors import UnsupportedLayer
 from certifiers.smoothing.noise import BLOCK
 from certifiers.smoothing.sampling import Fill, check_finite, sole_winners
 
-AFFINE = (Scale, Reshape, AveragePool2d, Conv2d, Linear)
+AFFINE = (Scale, Reshape, Select, AveragePool2d, Conv2d, Linear)
 
 Stop = Callable[[Tensor, int, Tensor], Sequence[bool]]  # (counts, samples so far, rows of x) -> which need no more
 

@@ -194,6 +194,16 @@ def arithmetic(target: Callable) -> Callable[[Call], fx.Node]:
     return convert
 
 
+def gather(call: Call) -> fx.Node:
+    places = call.constant(1, "indices")
+    if call.attribute("axis", 0) not in (1, -1) or len(call.shape()) != 2 or places.dim() != 1:
+        raise call.refuse("only features of flat inputs (batch, features) can be gathered, by a list of them")
+    places = places % call.shape()[1]  # negative ones count from the end
+    buffer = f"places_{len(list(call.reader.layers.buffers(recurse=False)))}"
+    call.reader.layers.register_buffer(buffer, places)
+    return call.function(torch.index_select, call.value(), 1, call.reader.fx.get_attr(buffer))
+
+
 def flatten(call: Call) -> fx.Node:
     shape, axis = call.shape(), call.attribute("axis", 1)
     if axis % len(shape) != 1 and any(size != 1 for size in shape[1 : axis % len(shape)]):
@@ -245,6 +255,7 @@ OPERATORS: dict[str, Callable[[Call], fx.Node]] = {
     "Div": arithmetic(operator.truediv),
     "Dropout": identity,
     "Flatten": flatten,
+    "Gather": gather,
     "Gemm": gemm,
     "GlobalAveragePool": global_average_pool,
     "Identity": identity,
