@@ -1,0 +1,111 @@
+"""A network as a list of steps that can be rewritten: the operations of bound propagation, in double precision.
+
+Step 0 is the input and has no operation; a step's ``inputs`` are places before it, and the last step gives the
+logits. Rewriting is pure: every pass takes a list of steps and returns another one that computes the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from certifiers.bounds import Intervals, Network, Region, propagate, trace
+from certifiers.bounds.graph import Node
+from certifiers.bounds.linear import crown_intervals
+from certifiers.bounds.operations import Conv2d, Interval, Linear
+
+MEMORY_MB = 512  # of one group of rows while the units of the whole domain are bounded
+
+
+@dataclass(frozen=True)
+class Step:
+    """``operation`` applied to the results of the steps ``inputs``; one sample of its result has ``shape``."""
+
+    inputs: tuple[int, ...]
+    shape: tuple[int, ...]
+    operation: Any = None
+
+
+Steps = list[Step]
+
+
+def steps_of(model: nn.Module, input_shape: tuple[int, ...]) -> Steps:
+    """The steps of a model in evaluation mode, with its weights of the moment; see ``certifiers.bounds.trace``."""
+    network = trace(model, input_shape).bind()
+    pairs = zip(network.nodes, network.operations, strict=True)
+    return [Step(node.inputs, tuple(node.shape), _double(operation)) for node, operation in pairs]
+
+
+def _double(operation: Any) -> Any:
+    """The operation with its tensors detached, on the CPU, in double precision (indices stay integers)."""
+    if operation is None:
+        return None
+    changed = {
+        name: value.detach().cpu().to(torch.float64 if value.is_floating_point() else value.dtype)
+        for name, value in vars(operation).items()
+        if isinstance(value, Tensor)
+    }
+    return replace(operation, **changed) if changed else operation
+
+
+def network_of(steps: Steps) -> Network:
+    """The steps in the form that bound propagation takes."""
+    nodes = tuple(Node(str(place), step.inputs, step.shape, None) for place, step in enumerate(steps))
+    return Network(nodes, tuple(step.operation for step in steps))
+
+
+def domain_boxes(steps: Steps, method: str) -> list[Interval]:
+    """What every step's units can be over the whole domain [0, 1]^d, ``(1, *shape)``.
+
+    ``method``: "ibp" (interval arithmetic), or "crown" (backward bounds where intervals leave a ReLU open).
+    """
+    network, corner = network_of(steps), torch.zeros(1, *steps[0].shape, dtype=torch.float64)
+    with torch.no_grad():
+        intervals: Intervals = propagate(network, Region(Interval.between(corner, corner + 1)))
+        if method == "crown":
+            intervals = crown_intervals(network, intervals, MEMORY_MB, meet=True)
+    return intervals.boxes
+
+
+def consumers(steps: Sequence[Step]) -> list[list[int]]:
+    """By place: the steps that read it, once for each reading."""
+    found: list[list[int]] = [[] for _ in steps]
+    for place, step in enumerate(steps):
+        for source in step.inputs:
+            found[source].append(place)
+    return found
+
+
+def size(steps: Steps) -> int:
+    """Entries of all weights, by which one rewriting counts as smaller than another."""
+    return sum(s.operation.weight.numel() for s in steps if isinstance(s.operation, (Linear, Conv2d))) + len(steps)
+
+
+def without_unread(steps: Steps) -> Steps:
+    """The same without steps that the last one does not depend on; the input stays."""
+    wanted = {0, len(steps) - 1}
+    for place in range(len(steps) - 1, 0, -1):
+        if place in wanted:
+            wanted.update(steps[place].inputs)
+    order = sorted(wanted)
+    new = {old: place for place, old in enumerate(order)}
+    return [replace(steps[old], inputs=tuple(new[i] for i in steps[old].inputs)) for old in order]
+
+
+def dropped(steps: Steps, identities: dict[int, int]) -> Steps:
+    """The steps without those of ``identities``, each read at the place before it that it stands for."""
+
+    def where(place: int) -> int:
+        while place in identities:
+            place = identities[place]
+        return place
+
+    if where(len(steps) - 1) == 0:  # nothing but the input would be left
+        return steps
+    last = where(len(steps) - 1)
+    changed = [replace(step, inputs=tuple(where(i) for i in step.inputs)) for step in steps]
+    return without_unread(changed[: last + 1])
