@@ -147,7 +147,7 @@ class Recipe(Settings):
     data: DataSettings
     model: Named
     objective: dict[str, Any]
-    initialisation: Literal["ibp", "default"] = "ibp"
+    initialisation: Literal["ibp", "he", "default"] = "ibp"
     pretrain: PretrainSettings = PretrainSettings()
     prune: PruneSettings = PruneSettings()
     finetune: StageSettings = StageSettings()

@@ -38,9 +38,26 @@ def default_initialise(model: nn.Module, generator: torch.Generator) -> None:
                 module.reset_parameters()
 
 
+@torch.no_grad()
+def he_initialise(model: nn.Module, generator: torch.Generator) -> None:
+    """As ``default``, but convolutions from N(0, 2 / fan_out), biases 0 (He et al. 2015): for deep residual nets.
+
+    So do torchvision's residual networks start, and HYDRA's.
+    """
+    default_initialise(model, generator)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.weight[0, 0].numel() * module.out_channels
+            noise = torch.randn(module.weight.shape, generator=generator, dtype=torch.float64)
+            module.weight.copy_(noise * math.sqrt(2 / fan_out))
+            if module.bias is not None:
+                module.bias.zero_()
+
+
 INITIALISATIONS: dict[str, Callable[[nn.Module, torch.Generator], None]] = {
     "ibp": ibp_initialise,
     "default": default_initialise,
+    "he": he_initialise,
 }
 
 

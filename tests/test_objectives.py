@@ -184,12 +184,12 @@ def test_ibp_initialisation_keeps_interval_widths():
 def test_initialisation_depends_on_the_seed_alone():
     weights = []
     for seed in (0, 0, 1):
-        for name in ("ibp", "default"):
+        for name in ("ibp", "default", "he"):
             model = nn.Linear(5, 5)
             torch.rand(seed + 3)
             initialise(model, name, seed)
             weights.append(model.weight.detach().clone())
-    assert torch.equal(weights[0], weights[2]) and torch.equal(weights[1], weights[3])
-    assert not torch.equal(weights[0], weights[4]) and not torch.equal(weights[1], weights[5])
+    assert all(torch.equal(weights[i], weights[3 + i]) for i in range(3))
+    assert not any(torch.equal(weights[i], weights[6 + i]) for i in range(3))
     with pytest.raises(InputError, match="initialisation"):
         initialise(nn.Linear(2, 2), "xavier", 0)

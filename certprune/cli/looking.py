@@ -42,7 +42,8 @@ def models() -> None:
         table.add_row(row.name, row.summary, ", ".join(row.options))
     console().print(table)
     console().print(
-        "Your own: model: {name: 'package.module:callable'}, called with (input_shape, classes, **options)."
+        "torchvision's: model: {name: 'torchvision:resnet34'}. Your own: model: {name: 'package.module:callable'}, "
+        "called with (input_shape, classes, **options)."
     )
 
 

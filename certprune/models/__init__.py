@@ -1,4 +1,4 @@
-"""Models by name, or the user's own by "package.module:callable".
+"""Models by name, torchvision's by "torchvision:name", or the user's own by "package.module:callable".
 
 To add one: write a function (input_shape, classes, **options) -> nn.Module, and give it a line in `MODELS`.
 """
@@ -9,21 +9,32 @@ import inspect
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
 from certifiers.errors import InputError
-from certprune.models.networks import cnn_large, cnn_small, mlp
+from certprune.models import zoo
+from certprune.models.networks import cnn7, cnn_large, cnn_small, mlp
 from certprune.models.normalise import Normalise
+from certprune.models.residual import cnn_resnet, resnet18, wrn_28_4, wrn_28_10
+from certprune.models.vgg import vgg16_bn
 from certprune.registry import check_options, import_callable, is_import_path, option_names, unknown_name
 
 __all__ = ["MODELS", "ModelRow", "Normalise", "build_model", "models"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
+    "cnn7": cnn7,
     "cnn_large": cnn_large,
+    "cnn_resnet": cnn_resnet,
     "cnn_small": cnn_small,
     "mlp": mlp,
+    "resnet18": resnet18,
+    "resnet50": zoo.resnet50,
+    "vgg16_bn": vgg16_bn,
+    "wrn_28_10": wrn_28_10,
+    "wrn_28_4": wrn_28_4,
 }
 
 
@@ -42,7 +53,7 @@ def models() -> list[ModelRow]:
         ModelRow(
             name,
             (inspect.getdoc(builder) or "").split("\n\n")[0].replace("\n", " "),
-            (*(option_names(builder, positional=2) or ()), "mean", "std"),
+            (*(option_names(builder, positional=2) or ("those of torchvision",)), "mean", "std"),
         )
         for name, builder in sorted(MODELS.items())
     ]
@@ -51,30 +62,33 @@ def models() -> list[ModelRow]:
 def build_model(name: str, input_shape: tuple[int, int, int], classes: int, **options) -> nn.Module:
     """A new model on the CPU: (batch, *input_shape) with pixels in [0, 1] -> logits (batch, classes).
 
-    `name` is one of `MODELS`, or "package.module:callable", which is called as
-    `callable(input_shape, classes, **options)`. The options `mean` and `std` (a number, or one per channel)
-    put a :class:`Normalise` first; they serve every model and are never passed on. Weights are drawn from
-    torch's global generator: seed it before. Raises InputError for an unknown name, unknown options, or a
-    builder whose result is no nn.Module or has logits of another shape.
+    `name` is one of `MODELS`, "torchvision:" and the name of a classification network there, or
+    "package.module:callable", which is called as `callable(input_shape, classes, **options)`. The options `mean`
+    and `std` (a number, or one per channel) put a :class:`Normalise` first; they serve every model and are never
+    passed on. Weights are drawn from torch's global generator: seed it before. Raises InputError for an unknown
+    name, unknown options, or a builder whose result is no nn.Module or has logits of another shape.
     """
     input_shape = _checked_shape(input_shape, classes)
     mean, std = options.pop("mean", None), options.pop("std", None)
     if (mean is None) != (std is None):
         raise InputError("A model's mean and std go together, but only one of them came. Give both.")
+    theirs = isinstance(name, str) and name.startswith(zoo.PREFIX)
     own = is_import_path(name)
-    if own:
+    if theirs:
+        builder = partial(zoo.torchvision_model, name.removeprefix(zoo.PREFIX))
+    elif own:
         builder = import_callable(name, "model")
     elif name in MODELS:
         builder = MODELS[name]
     else:
-        raise unknown_name("model", name, MODELS, more=", or your own as 'package.module:callable'")
+        raise unknown_name("model", name, MODELS, more=f", {zoo.PREFIX}NAME, or your own as 'package.module:callable'")
     check_options(builder, options, f"The model {name!r}", positional=2)
-    build = _call_own if own else _call_known
+    build = _call_own if own and not theirs else _call_known
     model = build(builder, name, input_shape, classes, options)
     if mean is None:
         return model
     first = Normalise(mean, std, channels=input_shape[0])
-    rest = [("model", model)] if own else model.named_children()
+    rest = model.named_children() if type(model) is nn.Sequential and not own else [("model", model)]
     return nn.Sequential(OrderedDict([("normalise", first), *rest]))
 
 
