@@ -17,7 +17,8 @@ from certifiers.verdict import Ledger, Status, Verdict, read_ledger
 from certprune import reports
 from certprune.cli import main
 from certprune.radii import rounded_down
-from certprune.reports.read import LedgerView, read_run
+from certprune.reports.ledgers import LedgerView
+from certprune.reports.read import read_run
 from certprune.reports.stages import stage_rows, stage_table
 from tests.run_folder import write_run
 from tests.test_cli import SMOKE, Cli
@@ -65,7 +66,7 @@ def test_the_cascade_its_ledger_and_its_table(cli, work):
     before = path.read_bytes()
     assert cli(*words) == 0 and path.read_bytes() == before
     assert cli("report", work) == 0
-    assert "How many images each stage was asked about" in (work / "report.html").read_text()
+    assert "What each stage certified and broke" in (work / "report.html").read_text()
 
 
 def test_the_commands_time_is_kept_and_the_same_command_goes_on(cli, work, monkeypatch):

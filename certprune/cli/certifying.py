@@ -201,7 +201,7 @@ def compare(
 def _say(path: Path) -> None:
     """What a ledger sums up to, and which stage decided how much."""
     from certifiers.verdict import read_ledger, summarise
-    from certprune.reports.read import LedgerView
+    from certprune.reports.ledgers import LedgerView
     from certprune.reports.stages import stage_table
 
     header, verdicts = read_ledger(path)

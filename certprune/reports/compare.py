@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from certifiers.verdict import Status
-from certprune.reports.read import LedgerView, RunView, Variant
+from certprune.reports.ledgers import LedgerView
+from certprune.reports.read import RunView, Variant
 from certprune.reports.rows import Column, Rate, ordered, points
 from certprune.reports.seeds import check_same_recipe, mean_rate
 

@@ -37,17 +37,25 @@ def radius_curve(run: RunView) -> str:
     own = [view for view in views if view.usual and view.sigma == planned]
     chosen = (own or views)[0].settings
     curves = smoothed_run_curves(run, chosen)
-    radii, axes = shown_radii(run.config), replace(_axes(curves), x_ticks=None)
+    caption = (
+        f"Certified accuracy against the {NORMS[curves[0].norm]} radius, by smoothing with noise of sigma "
+        f"{chosen[0]:g}, with 95 % Wilson bands: an image counts at every radius up to its own. The "
+        "marks are at the radii of the table. "
+        "Colour tells the sparsity, the line style how the kept weights were chosen."
+    )
+    return stairs_figure(curves, shown_radii(run.config), caption)
+
+
+def stairs_figure(curves: list[Curve], radii: tuple[float, ...], caption: str) -> str:
+    """Staircases in two drawings like :func:`curve`, marked at ``radii``; ``caption`` is HTML."""
+    axes = replace(_axes(curves), x_ticks=None)
     looks = styles(item.network for item in curves)
     reach = max(item.points[-1].eps for item in curves)
     lines = [_stairs(item, style, radii, reach) for item, style in zip(curves, looks, strict=True)]
     return (
         f'<figure><div class="wide">{line_chart(lines, axes, *WIDE, direct=False)}</div>'
         f'<div class="narrow">{line_chart(lines, axes, *NARROW, direct=False)}</div>{_legend(lines)}'
-        f"<figcaption>Certified accuracy against the {NORMS[curves[0].norm]} radius, by smoothing with noise of sigma "
-        f"{chosen[0]:g}, with 95 % Wilson bands: an image counts at every radius up to its own. The "
-        "marks are at the radii of the table. "
-        "Colour tells the sparsity, the line style how the kept weights were chosen.</figcaption></figure>"
+        f"<figcaption>{caption}</figcaption></figure>"
     )
 
 
@@ -105,12 +113,13 @@ def _stairs(item: Curve, style: Style, radii: tuple[float, ...], reach: float) -
     marked = {radius for radius in radii if radius <= reach}
     xs = sorted({reach * step / STEPS for step in range(STEPS + 1)} | marked)
     found = [rate_at(item, x) for x in xs]
+    last, foot = ([reach], [0.0]) if reach < item.until else ([], [])  # else nothing is known further on
     return Line(
         label=item.label,
-        xs=[*xs, reach],
-        ys=[*(rate.value for rate in found), 0.0],
-        lower=[*(rate.lower for rate in found), 0.0],
-        upper=[*(rate.upper for rate in found), 0.0],
+        xs=[*xs, *last],
+        ys=[*(rate.value for rate in found), *foot],
+        lower=[*(rate.lower for rate in found), *foot],
+        upper=[*(rate.upper for rate in found), *foot],
         style=style,
         points=tuple(place for place, x in enumerate(xs) if x in marked),
     )

@@ -12,8 +12,8 @@ from certifiers.radius import read_radius_ledger
 from certifiers.smoothing import KIND, read_smoothed_ledger
 from certifiers.verdict import read_ledger
 from certprune.reports.curves import Curve, certified_radius_curve, ledger_curve, name_curves, smoothed_curve, staircase
+from certprune.reports.ledgers import LedgerView, RadiusView
 from certprune.reports.look import Network
-from certprune.reports.read import LedgerView
 from certprune.reports.smoothed import SmoothedView
 
 LOG_HEADER = ["idx", "label", "predict", "radius", "correct", "time"]
@@ -43,7 +43,7 @@ def read_curves(paths: Sequence[str | Path], norm: str | None = None) -> list[Cu
             curves.append(smoothed_curve(_network(smoothed), smoothed, norm))
             continue
         ledger = _read_ledger(path)
-        key = (ledger.model, ledger.header.get("variant"), ledger.images, ledger.norm, ledger.method)
+        key = (ledger.model, ledger.header.get("variant"), ledger.images, ledger.norm, ledger.way)
         alike = groups.setdefault(key, [])
         for other in alike:
             if other.eps == ledger.eps:
@@ -67,7 +67,7 @@ def _radius_curve(path: Path) -> Curve:
     header, rows = read_radius_ledger(path)
     if not rows:
         raise InputError(f"'{path}' holds no radius yet. Certify first: `certprune certify RUN --radius`.")
-    return certified_radius_curve(_named(path, header), header, rows)
+    return certified_radius_curve(_named(path, header), RadiusView(path, header, rows))
 
 
 def _network(ledger: LedgerView | SmoothedView) -> Network:

@@ -6,15 +6,15 @@ Smoothing gives the whole curve in one pass: an input counts at every radius up 
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from certifiers.errors import InputError
-from certifiers.radius import RadiusVerdict
 from certifiers.verdict import Accuracy, Status
+from certprune.reports.ledgers import LedgerView, RadiusView
 from certprune.reports.look import NORMS, Network, labels, order
-from certprune.reports.read import LedgerView, RunView
+from certprune.reports.read import RunView
 from certprune.reports.rows import Rate, network, rate, rates
 from certprune.reports.smoothed import SmoothedView
 
@@ -38,6 +38,7 @@ class Curve:
     norm: str
     points: tuple[Point, ...]
     stepped: bool = False
+    until: float = math.inf  # how far a stepped curve is known: behind its last point it is 0 up to here
     implied: str = ""  # the norm of the certificates that imply these radii; "" where they are of ``norm`` themselves
     notes: tuple[str, ...] = ()  # tell curves with equal labels apart: sigma, the seed, the data, the folder
 
@@ -60,6 +61,17 @@ def smoothed_run_curves(run: RunView, settings: tuple | None = None) -> list[Cur
         for variant in run.variants
         for view in variant.smoothed
         if settings in (None, view.settings) and view.norm == norm
+    )
+
+
+def radius_run_curves(run: RunView, settings: tuple | None = None) -> list[Curve]:
+    """The staircases of a run's networks from ledgers of radii: all of one norm, or those with these ``settings``."""
+    views = [(variant, view) for variant in run.variants for view in variant.radii]
+    norm = next((view.norm for _, view in sorted(views, key=lambda pair: not pair[1].usual)), None)
+    return name_curves(
+        certified_radius_curve(network(variant), view)
+        for variant, view in views
+        if (view.norm == norm if settings is None else view.settings == settings)
     )
 
 
@@ -97,7 +109,7 @@ def accuracy_at(curve: Curve, radius: float) -> float:
 
 def distance_label(curves: Sequence[Curve]) -> str:
     """What the horizontal axis of these curves shows: an eps, or the radius of smoothing certificates."""
-    words = "Radius" if all(curve.stepped for curve in curves) else "eps"
+    words = "Radius" if all(curve.stepped and math.isinf(curve.until) for curve in curves) else "eps"
     return f"{words} ({NORMS.get(curves[0].norm, curves[0].norm)}, pixels in [0, 1])"
 
 
@@ -143,8 +155,9 @@ def ledger_curve(which: Network, ledgers: Iterable[LedgerView]) -> Curve:
         points[0.0] = Point(0.0, len(fullest.verdicts), clean, clean)
     seed = ledgers[0].header.get("seed")
     note = f"seed {seed}" if seed is not None else ledgers[0].images or ledgers[0].path.parent.name
+    notes = (note, ledgers[0].method, ledgers[0].limit or "no time limit")
     ordered = tuple(points[eps] for eps in sorted(points))
-    return Curve(which.name, which, ledgers[0].norm, ordered, notes=(note,))
+    return Curve(which.name, which, ledgers[0].norm, ordered, notes=notes)
 
 
 def smoothed_curve(which: Network, view: SmoothedView, norm: str | None = None) -> Curve:
@@ -180,14 +193,18 @@ def _implied(view: SmoothedView, radius: float, norm: str) -> float:
     return implied_radius(radius, view.norm, norm, int(view.header["pixels"]))
 
 
-def certified_radius_curve(which: Network, header: Mapping[str, Any], rows: Sequence[RadiusVerdict]) -> Curve:
+def certified_radius_curve(which: Network, view: RadiusView) -> Curve:
     """The staircase of a ledger of certified radii; an image predicted right counts at every eps up to its radius.
 
     At each of its points also the attack accuracy: right, and not broken at that eps or a smaller one.
     """
+    header, rows = view.header, view.rows
     right = [row for row in rows if row.prediction == row.label]
     notes = (f"radii by {header.get('method')}", f"tolerance {header.get('tolerance')}", f"seed {header.get('seed')}")
-    curve = staircase(which, [row.radius for row in right], len(rows), notes, str(header.get("norm", "linf")))
+    curve = staircase(which, [row.radius for row in right], len(rows), notes, view.norm)
+    last = curve.points[-1].eps
+    whole = math.isclose(last, view.largest, rel_tol=1e-6)  # radii are in the network's float type
+    curve = replace(curve, until=last if whole else view.largest)
     if header.get("attack_steps") == 0:
         return curve
     points = []

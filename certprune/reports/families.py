@@ -16,8 +16,9 @@ from typing import Any
 from certifiers.errors import InputError
 from certifiers.verdict import Status
 from certprune.reports.compare import BASELINES, pairs_to_compare
+from certprune.reports.ledgers import LedgerView
 from certprune.reports.look import BUDGETS, NORMS, chosen_by, objective_label, percent
-from certprune.reports.read import LedgerView, RunView, Variant
+from certprune.reports.read import RunView, Variant
 from certprune.reports.rows import Rate, network, ordered
 from certprune.reports.seeds import check_same_recipe, mean_rate, recipe_of
 from certprune.reports.smoothed import accuracy_at, ledger_at, shown_radii

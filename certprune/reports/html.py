@@ -8,6 +8,7 @@ from certprune.reports import (
     curve_charts,
     layers,
     notes,
+    radius_sections,
     sections,
     smoothed_sections,
     sparsity_charts,
@@ -56,6 +57,7 @@ def _run_body(run: RunView, level: int = 2) -> str:
     by_noise = "Summary" if run.main_eps is None else "By randomized smoothing"
     table = (
         ("Summary", sections.summary(run)),
+        ("By all methods together", sections.together(run)),
         ("By other methods", sections.other_methods(run)),
         (by_noise, smoothed_sections.tables(run)),
     )
@@ -63,6 +65,7 @@ def _run_body(run: RunView, level: int = 2) -> str:
     parts = (
         *((against_sparsity, *table) if many else (*table, against_sparsity)),
         ("Certified accuracy against eps", "" if many else curve_charts.curve(run)),
+        ("The largest eps certified for each image", radius_sections.radii(run, chart=not many)),
         ("Certified accuracy against radius", "" if many else curve_charts.radius_curve(run)),
         ("How each image was decided", verdict_bars.verdicts(run) + stages.stages(run)),
         ("Differences on the same images", sections.paired(run) + smoothed_sections.paired(run)),

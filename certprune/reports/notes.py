@@ -1,5 +1,6 @@
 """What stands behind the figures, as HTML: definitions, provenance, and the command that repeats the run."""
 
+import itertools
 import shlex
 from collections.abc import Iterator
 from html import escape
@@ -8,7 +9,7 @@ from typing import Any
 import yaml
 
 from certprune.reports.look import objective_label
-from certprune.reports.read import RunView
+from certprune.reports.read import RunView, Variant
 from certprune.reports.rows import duration, ordered
 
 METHODS = {
@@ -79,6 +80,12 @@ DEFINITIONS = (
     ),
 )
 
+RADII = (
+    "Largest certified eps",
+    "Found for each image by bisection, and proven as it stands: the bounds were computed at that very eps. A "
+    "certificate at an eps holds at every smaller one, for its allowed changes are among those of the larger.",
+)
+
 SMOOTHING = (
     (
         "Randomized smoothing",
@@ -102,15 +109,17 @@ SMOOTHING = (
 
 def definitions(runs: list[RunView]) -> str:
     """How each figure was computed, the bound methods that these runs used among it."""
-    used = dict.fromkeys(
-        verdict.method
-        for run in runs
-        for variant in run.variants
-        for ledger in variant.ledgers
-        for verdict in ledger.verdicts
-    )
+    variants = [variant for run in runs for variant in run.variants]
+    used = {
+        row.method
+        for variant in variants
+        for rows in ([v.verdicts for v in (*variant.ledgers, *variant.others)], [v.rows for v in variant.radii])
+        for row in itertools.chain(*rows)
+    }
     entries = list(DEFINITIONS) + [(f"Method {name}", f"{text}.") for name, text in METHODS.items() if name in used]
-    if any(variant.smoothed for run in runs for variant in run.variants):
+    if any(variant.radii for variant in variants):
+        entries.append(RADII)
+    if any(variant.smoothed for variant in variants):
         entries += SMOOTHING
     items = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text[0].upper() + text[1:])}</dd>" for term, text in entries)
     return f"<dl>{items}</dl>"
@@ -122,7 +131,7 @@ def provenance(run: RunView) -> str:
     hashes = [
         (variant.name, model)
         for variant, _ in ordered(run).values()
-        for model in sorted({ledger.model for ledger in [*variant.ledgers, *variant.others, *variant.smoothed]})
+        for model in sorted({ledger.model for ledger in _held(variant)})
     ]
     recipe = yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)
     return (
@@ -130,6 +139,10 @@ def provenance(run: RunView) -> str:
         + (_folded("The networks certified, by the SHA-256 of their weights", _list(hashes)) if hashes else "")
         + _folded("The whole recipe", f"<pre>{escape(recipe)}</pre>")
     )
+
+
+def _held(variant: Variant) -> list:
+    return [*variant.ledgers, *variant.others, *variant.radii, *variant.smoothed]
 
 
 def _facts(record: dict) -> Iterator[tuple[str, str]]:
@@ -171,9 +184,12 @@ def _times(run: RunView) -> str:
             state = "" if stage.complete else " (not finished)"
             against = f" of {objective_label(stage.objective)}" if stage.objective and stage.epochs else ""
             rows.append((what, f"{stage.epochs} epochs{against}{state}", duration(stage.seconds)))
-        for ledger in variant.ledgers:
-            seconds = duration(ledger.seconds)
-            rows.append((f"{text}: certify at eps {ledger.eps:g}", f"{len(ledger.verdicts):,} images", seconds))
+        for ledger in (*variant.ledgers, *variant.others):
+            what = f"{text}: certify at eps {ledger.eps:g}" + (f", {ledger.way}" if ledger in variant.others else "")
+            rows.append((what, f"{len(ledger.verdicts):,} images", duration(ledger.seconds)))
+        for view in variant.radii:
+            what = f"{text}: radii up to {view.largest:g}"
+            rows.append((what, f"{len(view.rows):,} images", duration(view.seconds)))
         for view in variant.smoothed:
             what = f"{text}: smooth with sigma {view.sigma:g}"
             rows.append((what, f"{len(view.verdicts):,} images", duration(view.seconds)))

@@ -88,7 +88,8 @@ def _draw(axes, curve: Curve, style: Style) -> None:
     colour, text = LIGHT[style.slot], _plain(curve.label)
     dash = (0, tuple(on / 2 for on in style.dash)) if style.dash else "solid"
     if curve.stepped:  # a radius still counts at itself: the value holds up to and including its point
-        xs, ys, low, high = [*xs, xs[-1]], [*ys, 0.0], [*low, 0.0], [*high, 0.0]
+        if xs[-1] < curve.until:
+            xs, ys, low, high = [*xs, xs[-1]], [*ys, 0.0], [*low, 0.0], [*high, 0.0]
         axes.fill_between(xs, low, high, step="pre", color=colour, alpha=0.13, linewidth=0)
         axes.step(xs, ys, where="pre", label=text, color=colour, linestyle=dash, linewidth=1.6)
         return

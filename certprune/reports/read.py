@@ -6,14 +6,13 @@ still be read, and what it lacks is said in :attr:`RunView.missing` instead of r
 
 import json
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
 import yaml
 
-from certifiers.errors import InputError, SoundnessError
-from certifiers.verdict import Summary, Verdict, read_ledger, summarise
-from certprune.reports.smoothed import PREFIX, SmoothedView, missing_smoothing, read_smoothed, smoothing_settings
+from certifiers.errors import InputError
+from certprune.reports.ledgers import LedgerView, RadiusView, main_ledgers, read_ledgers, same_eps
+from certprune.reports.smoothed import SmoothedView, missing_smoothing, read_smoothed, smoothing_settings
 
 STAGES = ("prune", "finetune")
 METHODS = ("ibp", "crown-ibp", "crown")  # what a recipe that names none certifies by
@@ -34,46 +33,6 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class LedgerView:
-    """One ledger of verdicts with its header."""
-
-    path: Path
-    header: dict
-    verdicts: list[Verdict] = field(repr=False)
-
-    @property
-    def eps(self) -> float:
-        return float(self.header["eps"])
-
-    @property
-    def norm(self) -> str:
-        return str(self.header.get("norm", "linf"))
-
-    @property
-    def model(self) -> str:
-        return str(self.header.get("model", ""))
-
-    @property
-    def method(self) -> str:
-        """The methods that were tried, cheapest first, joined by ``+``."""
-        method = self.header.get("method", "")
-        return "+".join(map(str, method)) if isinstance(method, list) else str(method)
-
-    @property
-    def images(self) -> str:
-        """Which images were certified, e.g. ``mnist-5k test``."""
-        return " ".join(str(self.header[key]) for key in ("data", "split") if self.header.get(key))
-
-    @property
-    def seconds(self) -> float:
-        return sum(verdict.seconds for verdict in self.verdicts)
-
-    @cached_property
-    def summary(self) -> Summary:
-        return summarise(self.verdicts)
-
-
-@dataclass(frozen=True)
 class Variant:
     """One network of a run: the pretrained one, the dense baseline, or a pruned one."""
 
@@ -82,10 +41,11 @@ class Variant:
     budget: str | None
     sparsity: float | None  # what the recipe asks for; measured figures are in the stages
     stages: dict[str, Stage]
-    ledgers: list[LedgerView]  # by the recipe's methods, ascending eps
-    others: list[LedgerView] = field(default_factory=list)  # by other methods
+    ledgers: list[LedgerView]  # by the recipe's methods without a time limit, ascending eps, one for each
+    others: list[LedgerView] = field(default_factory=list)  # by other methods, verifiers or under a time limit
     objective: str | None = None  # the name of its own objective, if it has one that the recipe does not share
     smoothed: list[SmoothedView] = field(default_factory=list)  # by randomized smoothing, ascending sigma
+    radii: list[RadiusView] = field(default_factory=list)  # the largest certified eps of each image
 
     @property
     def size(self) -> dict | None:
@@ -99,7 +59,11 @@ class Variant:
         return sum(stage.seconds for stage in self.stages.values()) if self.stages else None
 
     def ledger(self, eps: float) -> LedgerView | None:
-        return next((ledger for ledger in self.ledgers if abs(ledger.eps - eps) <= 1e-9), None)
+        """The ledger at ``eps`` by the recipe's methods: what networks are compared by, since all are put to these.
+
+        What all ledgers prove together is ``together.ledger_together``.
+        """
+        return next((ledger for ledger in self.ledgers if same_eps(ledger.eps, eps)), None)
 
 
 @dataclass(frozen=True)
@@ -141,7 +105,7 @@ class RunView:
         trained = self.config.get("objective", {}).get("eps")
         if trained is not None:
             for eps in grid:
-                if abs(eps - float(trained)) <= 1e-9:
+                if same_eps(eps, float(trained)):
                     return eps
         held = {eps: sum(variant.ledger(eps) is not None for variant in self.variants) for eps in grid}
         return max(grid, key=lambda eps: (held[eps], eps)) if grid else None
@@ -227,16 +191,13 @@ def _read_variant(folder: Path, plan: dict, methods: str, missing: list[str], al
     if not stages or not list(stages.values())[-1].complete or (name != "pretrain" and "finetune" not in stages):
         missing.append(_unfinished(name, stages))
     certificates = folder / "certificates" / name
-    found = _read_ledgers(certificates, missing, alarms)
+    found, radii = read_ledgers(certificates, missing, alarms)
     smoothed = read_smoothed(certificates, missing, alarms)
-    ledgers = [ledger for ledger in found if ledger.method == methods]
-    others = [ledger for ledger in found if ledger.method != methods]
-    own = _objective(plan)
+    held = (stages, *main_ledgers(found, methods), _objective(plan), smoothed, radii)
     if plan.get("dense") or name == "pretrain":
-        return Variant(name, None, None, 0.0, stages, ledgers, others, own, smoothed)
+        return Variant(name, None, None, 0.0, *held)
     sparsity = plan.get("sparsity", found[0].header.get("sparsity") if found else None)
-    ways = plan.get("criterion"), plan.get("budget"), sparsity
-    return Variant(name, *ways, stages, ledgers, others, own, smoothed)
+    return Variant(name, plan.get("criterion"), plan.get("budget"), sparsity, *held)
 
 
 def _unfinished(name: str, stages: dict[str, Stage]) -> str:
@@ -282,24 +243,6 @@ def _read_metrics(path: Path, label: str, missing: list[str]) -> list[dict]:
             continue
         entries.append(entry)
     return entries
-
-
-def _read_ledgers(folder: Path, missing: list[str], alarms: list[str]) -> list[LedgerView]:
-    ledgers = []
-    for path in sorted(folder.glob("*.jsonl")):
-        if path.name.startswith((PREFIX, "radius-")):
-            continue
-        try:
-            header, verdicts = read_ledger(path)
-        except InputError as error:
-            missing.append(f"{folder.name}: {path.name} cannot be read: {error}")
-            continue
-        except SoundnessError as error:
-            alarms.append(str(error))
-            continue
-        if verdicts and "eps" in header:
-            ledgers.append(LedgerView(path, header, verdicts))
-    return sorted(ledgers, key=lambda ledger: ledger.eps)
 
 
 def _planned_eps(config: dict) -> list[float]:

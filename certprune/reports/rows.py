@@ -4,13 +4,14 @@ Accuracies are fractions; an interval stands beside each. A row type carries its
 in ``tables.py`` know of it, so a new kind of row is one dataclass.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from certifiers.verdict import Accuracy, Summary
+from certprune.reports.ledgers import LedgerView, same_eps
 from certprune.reports.look import Network, chosen_by, labels, order, percent
-from certprune.reports.read import LedgerView, RunView, Variant
+from certprune.reports.read import RunView, Variant
 
 NONE = "–"
 
@@ -139,15 +140,21 @@ def summary_rows(run: RunView, eps: float | None = None, others: bool = False) -
 
     With ``eps`` only the rows of that eps. ``others``: the ledgers by other methods than the recipe's instead.
     """
+    rows = network_rows(run, lambda variant: variant.others if others else variant.ledgers)
+    rows = [row for row in rows if eps is None or same_eps(row.eps, eps)]
+    return sorted(rows, key=lambda row: (row.eps, row.method))  # stable: networks stay in order
+
+
+def network_rows(run: RunView, ledgers: Callable[[Variant], Iterable[LedgerView | None]]) -> list[Row]:
+    """A row for each of the ledgers that ``ledgers`` gives of a network; dense first, then by rising sparsity."""
     networks = ordered(run).values()
     budgets = len({variant.budget for variant, _ in networks if variant.budget}) > 1
-    rows = [
+    return [
         _row(run, variant, ledger, text, budgets)
         for variant, text in networks
-        for ledger in (variant.others if others else variant.ledgers)
-        if eps is None or abs(ledger.eps - eps) <= 1e-9
+        for ledger in ledgers(variant)
+        if ledger is not None
     ]
-    return sorted(rows, key=lambda row: (row.eps, row.method))  # stable: networks stay in order
 
 
 def _row(run: RunView, variant: Variant, ledger: LedgerView, label: str, budgets: bool) -> Row:
@@ -166,7 +173,7 @@ def _row(run: RunView, variant: Variant, ledger: LedgerView, label: str, budgets
         weights=size.get("weights"),
         eps=ledger.eps,
         norm=ledger.norm,
-        method=ledger.method,
+        method=ledger.way,
         n=len(ledger.verdicts),
         clean=clean,
         attack=attack,

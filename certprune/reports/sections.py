@@ -11,6 +11,7 @@ from certprune.reports.look import NORMS, chosen_by, percent, styles
 from certprune.reports.read import RunView
 from certprune.reports.rows import Rate, Row, network, points, summary_rows
 from certprune.reports.tables import html_table
+from certprune.reports.together import together_rows
 
 CARDS = 8  # more figures in large print are no headline
 
@@ -98,6 +99,25 @@ def other_methods(run: RunView) -> str:
         f"<h3>{escape(method)}, eps {eps:g}</h3>"
         + html_table([row for row in rows if (row.method, row.eps) == (method, eps)], hide=("eps",))
         for method, eps in groups
+    )
+
+
+def together(run: RunView) -> str:
+    """What all ledgers prove together, a table for each eps at which that is more than the summary says."""
+    found = together_rows(run)
+    if not found:
+        return ""
+    text = ""
+    for eps, rows in found.items():
+        ways = listed(dict.fromkeys(way for row in rows for way in row.method.split(" · ")))
+        text += (
+            f"<h3>eps {eps:g}</h3>{html_table(rows, hide=('eps', 'Weights kept', 'Training', 'Certifying'))}"
+            f'<p class="note">By {escape(ways)}.</p>'
+        )
+    return text + (
+        '<p class="note">An image counts as certified if any of these proved it at this eps or a larger one, and as '
+        "broken if any found a wrong prediction at this eps or a smaller one; none contradicts another. Networks that "
+        "were put to more methods than others look better for it: compare them by the summary.</p>"
     )
 
 

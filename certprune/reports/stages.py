@@ -1,11 +1,14 @@
 """Which stage of the cascade decided how many images, and its time: on the console and on the page."""
 
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
 from certifiers.stages import StageSummary, summarise_stages
-from certprune.reports.read import LedgerView, RunView
-from certprune.reports.rows import ordered
+from certprune.reports.ledgers import LedgerView
+from certprune.reports.read import RunView
+from certprune.reports.rows import Column, duration, ordered
+from certprune.reports.tables import html_table
 
 HEADINGS = ("Stage", "Asked", "Certified", "Falsified", "Wrong", "Left open", "Seconds")
 WORDS = {"clean": "clean prediction", "attack": "attack (PGD)"}
@@ -13,7 +16,12 @@ WORDS = {"clean": "clean prediction", "attack": "attack (PGD)"}
 
 def stage_rows(ledger: LedgerView) -> list[tuple[str, ...]]:
     """The cells of one ledger's table, a row for each stage, in the order the images went through them."""
-    return [_cells(row) for row in summarise_stages(ledger.verdicts, ledger.method.split("+"))]
+    return [_cells(row) for row in stage_summaries(ledger)]
+
+
+def stage_summaries(ledger: LedgerView) -> list[StageSummary]:
+    """How far each stage got, in the order the images went through them."""
+    return summarise_stages(ledger.verdicts, ledger.method.split("+"))
 
 
 def stage_table(ledger: LedgerView) -> Any:
@@ -28,22 +36,70 @@ def stage_table(ledger: LedgerView) -> Any:
     return table
 
 
+@dataclass(frozen=True)
+class StagesRow:
+    """One network's way through the cascade: a :class:`StageSummary` for each of ``stages`` that it went through."""
+
+    label: str
+    n: int
+    seconds: float  # of all stages together
+    stages: tuple[str, ...]  # of all networks in the table
+    found: dict[str, StageSummary]
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """How many images each stage decided; set apart, of how many, and its time."""
+        return (
+            Column("Network", lambda row: row.label, left=True),
+            *(
+                Column(WORDS.get(name, name), lambda row, name=name: _decided(row.found.get(name)))
+                for name in self.stages
+            ),
+            Column("Left open", lambda row: f"{row.n - sum(stage.decided for stage in row.found.values()):,}"),
+            Column("Time", lambda row: duration(row.seconds)),
+        )
+
+
+def stages_rows(run: RunView) -> list[StagesRow]:
+    """A row for each network that the recipe's methods were asked about at the main eps."""
+    found = []
+    for variant, label in ordered(run).values():
+        ledger = None if run.main_eps is None else variant.ledger(run.main_eps)
+        if ledger is not None:
+            found.append((label, len(ledger.verdicts), ledger.seconds, stage_summaries(ledger)))
+    names = dict.fromkeys(stage.stage for *_, stages in found for stage in stages)
+    return [StagesRow(*about, tuple(names), {stage.stage: stage for stage in stages}) for *about, stages in found]
+
+
 def stages(run: RunView) -> str:
-    """A table for each network at the main eps and by other methods, where the ledgers tell the stages' times."""
-    text = ""
+    """How much each stage decided at the main eps, a line for each network; folded away, each ledger's stages."""
+    rows = stages_rows(run)
+    text = html_table(rows)
+    if rows:
+        text += (
+            f'<p class="note">How many images each stage decided at eps {run.main_eps:g}; where the ledger tells, of '
+            "how many it was asked about, and its time for these together. Only what one stage leaves open goes to the "
+            "next, and of an image only the classes that are not proven yet.</p>"
+        )
+    each = ""
     for variant, label in ordered(run).values():
         own = [ledger for ledger in variant.ledgers if ledger.eps == run.main_eps]
         for ledger in (*own, *variant.others):
-            if not any(verdict.stages for verdict in ledger.verdicts):
-                continue
-            text += f"<h3>{escape(label)}, eps {ledger.eps:g}</h3>{_html(stage_rows(ledger))}"
-    if not text:
-        return ""
-    return (
-        "<details><summary>How many images each stage was asked about and decided, and its time</summary>"
-        f'{text}</details><p class="note">Only what one stage leaves open goes to the next, and of an image only the '
-        "classes that are not proven yet. Seconds are those of all images together.</p>"
-    )
+            if any(verdict.stages for verdict in ledger.verdicts):
+                way = f", {ledger.way}" if ledger in variant.others else ""
+                each += f"<h3>{escape(label)}, eps {ledger.eps:g}{escape(way)}</h3>{_html(stage_rows(ledger))}"
+    if each:
+        text += f"<details><summary>What each stage certified and broke, ledger by ledger</summary>{each}</details>"
+    return text
+
+
+def _decided(stage: StageSummary | None) -> str | tuple[str, str]:
+    if stage is None:
+        return "0"
+    asked = "" if stage.asked is None else f"of {stage.asked:,}"
+    time = "" if stage.seconds is None else duration(stage.seconds)
+    note = ", ".join(filter(None, (asked, time)))
+    return (f"{stage.decided:,}", note) if note else f"{stage.decided:,}"
 
 
 def _cells(row: StageSummary) -> tuple[str, ...]:

@@ -4,7 +4,8 @@ from collections import Counter
 from html import escape
 
 from certifiers.verdict import Status
-from certprune.reports.read import LedgerView, RunView
+from certprune.reports.ledgers import LedgerView
+from certprune.reports.read import RunView
 from certprune.reports.rows import ordered
 
 
