@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from certifiers.errors import InputError
+from certprune.optimizers import Optimizers
 from certprune.storage import plain, read_state, write_state
 
 FORMAT = "certprune training state 1"
@@ -18,7 +19,7 @@ FORMAT = "certprune training state 1"
 
 @dataclass(frozen=True)
 class State:
-    """After ``epoch`` whole epochs: their rows, and the weights of the best of them (None: no epoch)."""
+    """After ``epoch`` whole epochs: their rows, and the weights of the best of them (None: none to choose yet)."""
 
     epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -30,7 +31,7 @@ class State:
         return State(self.epoch + 1, [*self.history, plain(row)], best)
 
 
-def save_state(folder: Path, stage: str, state: State, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def save_state(folder: Path, stage: str, state: State, model: nn.Module, optimizer: Optimizers) -> None:
     """Write ``state.pt`` atomically."""
     write_state(
         folder / "state.pt",
@@ -51,7 +52,7 @@ def load_state(
     stage: str,
     epochs: int,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizers,
     device: torch.device,
 ) -> State | None:
     """Restore ``model`` and ``optimizer`` from ``state.pt``, or None if there is none.
@@ -65,10 +66,11 @@ def load_state(
     found = read_state(path, device)
     if found.get("format") != FORMAT or found.get("stage") != stage or not 0 < found.get("epoch", 0) <= epochs:
         raise _foreign(path, f"it is not the state of a {stage} stage of {epochs} epochs")
-    for part in ("model", "best"):
-        _check_shapes(path, found.get(part), model.state_dict())
     try:
         history = json.loads(found["history"])
+        chosen = any(row["selected"] for row in history)
+        for part in ("model", "best") if chosen else ("model",):
+            _check_shapes(path, found.get(part), model.state_dict())
         optimizer.load_state_dict(found["optimizer"])
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise _foreign(path, str(error)) from error

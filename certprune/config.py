@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from certprune.certify_settings import CertifySettings, SmoothingSettings
 from certprune.settings import Fraction, Named, Positive, Rate, Settings, Whole
+from certprune.variant_names import default_name
 
 FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
 RESERVED = ("pretrain", "certificates")
@@ -89,26 +90,47 @@ class PretrainSettings(StageSettings):
     ramp: bool = True
 
 
+class Growth(Settings):
+    """How sparsity grows in gradual variants: as 1 - (1 - t)^power, t from 0 at ``start`` to 1 at ``end``, fractions
+    of the prune stage."""
+
+    start: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    end: Annotated[float, Field(gt=0, le=0.95)] = 0.6
+    power: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3.0
+
+    @model_validator(mode="after")
+    def _forward(self):
+        if self.end <= self.start:
+            raise ValueError(f"growth must end after it starts, but start is {self.start} and end {self.end}")
+        return self
+
+
 class PruneSettings(StageSettings):
-    """The scores' training. ``layers``: names or patterns to prune (null: all); ``exclude``: to spare."""
+    """How masks are found. ``layers``: names or patterns to prune (null: all); ``exclude``: to spare.
+
+    ``optimizer`` trains the scores; ``weights`` trains weights and biases, where a variant's criterion or schedule
+    trains them too. ``growth`` is for gradual variants, ``rounds`` for iterative ones. Masks that move without being
+    trained, and budgets that compare scores, are set anew every ``every`` steps. ``batches``: how many the criteria
+    that rank by gradients see before a one-shot pruning.
+    """
 
     epochs: Whole = 4
     optimizer: Optimizer = SGD(name="sgd")  # as HYDRA trains scores; Adam loses points at high sparsity
     layers: Annotated[tuple[str, ...], Field(strict=False)] | None = None
     exclude: Annotated[tuple[str, ...], Field(strict=False)] = ()
-
-
-def _variant_name(earlier: dict[str, Any]) -> str:
-    objective = (earlier.get("objective") or {}).get("name")
-    against = f"-{objective}" if objective else ""
-    if earlier.get("dense"):
-        return f"dense{against}"
-    return f"{earlier['criterion']}{against}-{earlier['budget']}-{earlier['sparsity']:g}"
+    weights: Optimizer = Adam()
+    growth: Growth = Growth()
+    rounds: Positive = 3
+    every: Positive = 10
+    batches: Positive = 8
 
 
 class VariantSettings(Settings):
     """One network to make out of the pretrained one: pruned by a criterion, or ``dense`` as the yardstick.
 
+    ``schedule``: the sparsity from the start ("one_shot"), growing over the prune stage ("gradual"), or in rounds that
+    rewind the weights ("iterative"). ``pattern``: where kept weights may lie: "unstructured", "channels", or "N:M".
+    ``floor``: what each layer keeps at least, a number of weights or a fraction of them (null: one).
     ``objective``: changes to the objective of the prune and finetune stages for this network alone, laid over the
     stage's own; another ``name`` replaces it. So one recipe can learn scores against several objectives.
     """
@@ -117,23 +139,61 @@ class VariantSettings(Settings):
     criterion: str = "score"
     sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.95
     budget: str = "erk"
+    floor: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] | None = None
+    schedule: str = "one_shot"
+    pattern: str = "unstructured"
     objective: dict[str, Any] | None = None
-    name: FolderName = Field(default_factory=_variant_name)
+    name: FolderName = Field(default_factory=default_name)
 
-    @field_validator("criterion", "budget")
+    @field_validator("criterion", "budget", "schedule")
     @classmethod
     def _known(cls, value: str, info) -> str:
-        from certprune.pruning import BUDGETS, CRITERIA
+        from certprune.pruning import BUDGETS, CRITERIA, SCHEDULES
         from certprune.registry import look_up
 
-        look_up(info.field_name, value, CRITERIA if info.field_name == "criterion" else BUDGETS)
+        known = {"criterion": CRITERIA, "budget": BUDGETS, "schedule": SCHEDULES}
+        look_up(info.field_name, value, known[info.field_name])
+        return value
+
+    @field_validator("pattern")
+    @classmethod
+    def _pattern_known(cls, value: str) -> str:
+        from certprune.pruning import pattern_of
+
+        pattern_of(value)
         return value
 
     @model_validator(mode="after")
     def _dense_is_dense(self):
-        if self.dense and self.model_fields_set & {"criterion", "sparsity", "budget"}:
-            raise ValueError("a dense variant is not pruned: leave out criterion, sparsity and budget")
+        given = self.model_fields_set & {"criterion", "sparsity", "budget", "floor", "schedule", "pattern"}
+        if self.dense and given:
+            raise ValueError(f"a dense variant is not pruned: leave out {', '.join(sorted(given))}")
         return self
+
+    @model_validator(mode="after")
+    def _combination_means_something(self):
+        rank = self.pruning().rank
+        if self.schedule == "iterative" and rank.trained and not rank.with_weights:
+            raise ValueError(
+                f"the schedule iterative rewinds weights, but the criterion {self.criterion} does not train them: use "
+                "gradual, or the criterion joint"
+            )
+        return self
+
+    @property
+    def trains(self) -> tuple[bool, bool]:
+        """Whether the prune stage trains scores, and whether it trains weights."""
+        from certprune.pruning import CRITERIA, SCHEDULES
+
+        rank = CRITERIA[self.criterion]
+        moving = SCHEDULES[self.schedule].trains_weights and not rank.trained
+        return rank.trained and not self.dense, (rank.with_weights or moving) and not self.dense
+
+    def pruning(self, seed: int = 0):
+        """What is to be pruned, for `certprune.masks` and :class:`~certprune.masker.Masker`."""
+        from certprune.pruning import Pruning
+
+        return Pruning(self.sparsity, self.criterion, self.budget, self.floor, self.pattern, seed)
 
 
 class Recipe(Settings):

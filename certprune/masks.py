@@ -22,11 +22,10 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from certifiers.errors import InputError
-from certprune.pruning.budgets import kept_counts
-from certprune.pruning.criteria import CRITERIA
+from certprune.pruning.criteria import Gradients
 from certprune.pruning.layers import prunable_layers, select_layers
-from certprune.pruning.parametrisations import FixedMask, ScoreMask, top_mask
-from certprune.registry import look_up
+from certprune.pruning.parametrisations import FixedMask, ScoreMask
+from certprune.pruning.plan import Pruning
 
 
 @dataclass(frozen=True)
@@ -60,29 +59,54 @@ def sparsify(
     layers: Sequence[str] | str | None = None,
     exclude: Sequence[str] | str = (),
     seed: int = 0,
+    floor: float | int | None = None,
+    pattern: str = "unstructured",
+    gradients: Mapping[str, Gradients] | None = None,
 ) -> nn.Module:
     """Mask the weights of `model` in place, so that the fraction `sparsity` of them is removed; returns
     `model`.
 
     Every convolution and linear layer is masked, the last included, biases never; `layers` and `exclude` are
     patterns of layer names ("fc*"). `budget` (see `pruning.BUDGETS`) says how many weights each layer keeps,
-    of these layers together; `criterion` (see `pruning.CRITERIA`) says which. "score" masks follow trainable
-    scores, the others are fixed at once; only "random" uses `seed`. What requires a gradient stays as it is.
+    of these layers together, and at least `floor` (a number, or a fraction of the layer's); `criterion` (see
+    `pruning.CRITERIA`) says which; `pattern` where they may lie ("unstructured", "2:4", "channels"). "score" and
+    "joint" masks follow trainable scores, the others are fixed at once; only "random" uses `seed`, and "snip" and
+    "taylor" need the loss's `gradients` by layer (`pruning.weight_gradients`). What requires a gradient stays as it
+    is. Budgets that compare layers' scores use those of now: a :class:`~certprune.masker.Masker` moves counts later.
 
     Raises InputError, before anything is changed, for a sparsity outside [0, 1), unknown names, patterns
-    that match nothing, weights that are not finite, and layers that are masked or parametrised already or
-    share a weight.
+    that match nothing or do not fit, weights that are not finite, and layers that are masked or parametrised already
+    or share a weight.
     """
-    rank = look_up("criterion", criterion, CRITERIA)
+    pruning = Pruning(sparsity, criterion, budget, floor, pattern, seed)
     chosen = select_layers(model, layers, exclude)
     _check_weights(model, chosen)
-    counts = kept_counts(budget, [layer.weight.shape for layer in chosen.values()], sparsity)
-    generator = torch.Generator().manual_seed(seed)
-    for layer, kept in zip(chosen.values(), counts, strict=True):
-        scores = rank.scores(layer.weight.detach(), generator)
-        mask = ScoreMask(scores, kept) if rank.trained else FixedMask(top_mask(scores, kept))
+    pruning.where.check(model, chosen)
+    scores = rank_weights(pruning, {name: layer.weight.detach() for name, layer in chosen.items()}, gradients)
+    trained, where = pruning.rank.trained, pruning.where
+    for layer, found, kept in zip(chosen.values(), scores, pruning.counts(scores), strict=True):
+        if trained:
+            mask: nn.Module = ScoreMask(found, kept, where, offset=pruning.share.learned)
+        else:
+            mask = FixedMask(where.select(found, kept))
         parametrize.register_parametrization(layer, "weight", mask)
     return model
+
+
+def rank_weights(
+    pruning: Pruning, weights: Mapping[str, torch.Tensor], gradients: Mapping[str, Gradients] | None = None
+) -> list[torch.Tensor]:
+    """The criterion's scores of the weights of each layer; InputError if it needs gradients and none came."""
+    if pruning.rank.gradients and gradients is None:
+        raise InputError(
+            f"The criterion {pruning.criterion!r} ranks weights by the loss's gradients, but none came. Give "
+            "gradients=weight_gradients(model, layers, losses), from certprune.pruning."
+        )
+    generator = torch.Generator().manual_seed(pruning.seed)
+    return [
+        pruning.rank.scores(weight, generator, gradients[name] if gradients else None)
+        for name, weight in weights.items()
+    ]
 
 
 def materialize(model: nn.Module) -> nn.Module:
@@ -93,7 +117,7 @@ def materialize(model: nn.Module) -> nn.Module:
     """
     plain = copy.deepcopy(model)
     for name, layer in prunable_layers(plain).items():
-        if _mask_of(layer) is None:
+        if mask_of(layer) is None:
             continue
         if set(layer.parametrizations) != {"weight"} or len(layer.parametrizations.weight) != 1:
             raise InputError(f"The layer {name!r} has other parametrisations beside its mask. Remove them first.")
@@ -117,7 +141,7 @@ def sparsity(model: nn.Module) -> SparsityReport:
     """
     rows = []
     for name, layer in prunable_layers(model).items():
-        mask = _mask_of(layer)
+        mask = mask_of(layer)
         kept = int(torch.count_nonzero(layer.weight)) if mask is None else mask.kept
         rows.append(LayerSparsity(name, layer.weight.numel(), kept))
     kept, weights = sum(row.kept for row in rows), sum(row.weights for row in rows)
@@ -130,14 +154,14 @@ def freeze_masks(model: nn.Module) -> nn.Module:
     Outputs stay the same to the bit, and so does what requires a gradient.
     """
     for layer in prunable_layers(model).values():
-        if isinstance(_mask_of(layer), ScoreMask):
-            layer.parametrizations.weight[0] = FixedMask(_mask_of(layer).mask)
+        if isinstance(mask_of(layer), ScoreMask):
+            layer.parametrizations.weight[0] = FixedMask(mask_of(layer).mask)
     return model
 
 
 def mask_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """The masks (bool, True = kept) of the masked layers, by the name of the weight: "conv1.weight"."""
-    masks = {name: _mask_of(layer) for name, layer in prunable_layers(model).items()}
+    masks = {name: mask_of(layer) for name, layer in prunable_layers(model).items()}
     return {f"{name}.weight": mask.mask.detach().clone() for name, mask in masks.items() if mask is not None}
 
 
@@ -162,12 +186,12 @@ def apply_masks(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> nn.Modul
             )
         if mask.dtype != torch.bool and not torch.all((mask == 0) | (mask == 1)):
             raise InputError(f"The mask of {name!r} must hold only 0 and 1, but other values came.")
-    unmasked = {name.removesuffix(".weight"): found[name] for name in masks if _mask_of(found[name]) is None}
+    unmasked = {name.removesuffix(".weight"): found[name] for name in masks if mask_of(found[name]) is None}
     _check_weights(model, unmasked)
     for name, mask in masks.items():
         layer = found[name]
         fixed = FixedMask(mask.to(device=layer.weight.device, dtype=torch.bool))
-        if _mask_of(layer) is None:
+        if mask_of(layer) is None:
             parametrize.register_parametrization(layer, "weight", fixed)
         else:
             layer.parametrizations.weight[0] = fixed
@@ -175,8 +199,8 @@ def apply_masks(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> nn.Modul
 
 
 def score_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The trainable scores of the masks; empty if there are none."""
-    return [module.scores for module in model.modules() if isinstance(module, ScoreMask)]
+    """The trainable scores of the masks, and the layers' offsets if those are learned; empty if there are none."""
+    return [each for module in model.modules() if isinstance(module, ScoreMask) for each in module.parameters()]
 
 
 def weight_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -185,7 +209,7 @@ def weight_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if id(parameter) not in scores]
 
 
-def _mask_of(layer: nn.Module) -> ScoreMask | FixedMask | None:
+def mask_of(layer: nn.Module) -> ScoreMask | FixedMask | None:
     if not parametrize.is_parametrized(layer, "weight"):
         return None
     first = layer.parametrizations.weight[0]
@@ -199,7 +223,7 @@ def _check_weights(model: nn.Module, chosen: Mapping[str, nn.Module]) -> None:
         for key, parameter in module.named_parameters(prefix=name, recurse=False):
             owners.setdefault(id(parameter), []).append(key)
     for name, layer in chosen.items():
-        if _mask_of(layer) is not None:
+        if mask_of(layer) is not None:
             raise InputError(
                 f"The layer {name!r} is masked already. Start from a plain model: materialize(model) is one."
             )

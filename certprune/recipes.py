@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from certifiers.errors import InputError
 from certprune.config import Recipe, merged_keys, trained_under_noise
 from certprune.mistakes import kind_of, one_line, sentences, show
+from certprune.variant_names import USUAL
 
 
 class _Loader(yaml.SafeLoader):
@@ -74,10 +75,12 @@ def dump_recipe(recipe: Recipe) -> str:
     content = recipe.model_dump(mode="json")
     for variant in content["variants"]:
         if variant["dense"]:
-            for key in ("criterion", "sparsity", "budget"):
+            for key in ("criterion", "sparsity", "budget", *USUAL):
                 del variant[key]
         else:
             del variant["dense"]
+            for key in [key for key, usual in USUAL.items() if variant[key] == usual]:
+                del variant[key]
         if variant["objective"] is None:
             del variant["objective"]
     if recipe.certify.smoothing is None and not trained_under_noise(recipe.objective):

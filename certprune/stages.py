@@ -3,15 +3,16 @@
 A stage reads its input from the files of the stage before it, never from memory, and is complete once its
 ``stage.json`` stands. So it makes no difference to any weight where a run was cut off.
 
-The comparison is fair in epochs: a criterion whose scores need no training (magnitude, random) and the dense
-yardstick have nothing to do in the prune stage, and get its epochs on top of their finetuning. A recipe with
-``finetune.epochs: 0`` asks what pruning alone finds in the pretrained weights: then nobody is finetuned.
+The comparison is fair in epochs: every network trains as long. A variant whose prune stage trains nothing (magnitude
+in one shot, say, and the dense yardstick) gets that stage's epochs on top of its finetuning; in the others the prune
+stage trains scores, weights, or both, as the criterion and the schedule have it. A recipe with ``finetune.epochs: 0``
+asks what pruning alone finds in the pretrained weights: then nobody is finetuned.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import nn
 from certifiers.errors import InputError
 from certprune.config import Recipe, VariantSettings
 from certprune.initialisation import initialise
+from certprune.masker import Loss, Masker
 from certprune.masks import (
     apply_masks,
     freeze_masks,
@@ -32,8 +34,11 @@ from certprune.masks import (
 )
 from certprune.models import build_model
 from certprune.objectives import build_objective
+from certprune.optimizers import Group
 from certprune.progress import Progress
-from certprune.pruning import CRITERIA
+from certprune.pruning import SCHEDULES, select_layers, weight_gradients
+from certprune.pruning.criteria import Gradients
+from certprune.pruning.schedules import OneShot
 from certprune.runs import Run
 from certprune.storage import write_json, write_tensors
 from certprune.training import Plan, TrainResult, discard_state, train
@@ -71,7 +76,9 @@ def check_network(recipe: Recipe, data: Any) -> None:
         bounds.trace(model, data.shape)
     for variant in recipe.variants:
         if not variant.dense:
-            _sparsify(recipe, variant, copy.deepcopy(model))
+            # Any gradients will do: how many weights each layer keeps, and where they may lie, is what can go wrong.
+            layers = select_layers(model, recipe.prune.layers, recipe.prune.exclude)
+            _sparsify(recipe, variant, copy.deepcopy(model), weight_gradients(model, list(layers), ()))
 
 
 def run_stages(
@@ -95,17 +102,25 @@ def run_stages(
 def pretrain(run: Run, data: Any, device: torch.device, progress: Progress) -> None:
     """Train the dense network from its first weights."""
     model = new_model(run.recipe, data)
-    _train(run, "pretrain", "pretrain", model, weight_parameters(model), data, device, progress)
+    groups = [Group(weight_parameters(model), run.recipe.pretrain.optimizer)]
+    _train(run, "pretrain", "pretrain", model, groups, data, device, progress)
 
 
 def prune(run: Run, variant: VariantSettings, data: Any, device: torch.device, progress: Progress) -> None:
-    """Mask the pretrained network; if the criterion's scores are trained, train them and nothing else.
+    """Mask the pretrained network; train the scores, the weights or both, as criterion and schedule have it.
 
-    Weights, biases and batch normalisation (running statistics included) stay as pretraining left them.
+    Unless weights are trained, they, biases and batch normalisation (running statistics included) stay as
+    pretraining left them.
     """
-    model = run.load_model("pretrain")
-    _sparsify(run.recipe, variant, model)
-    _train(run, "prune", variant.name, model, score_parameters(model), data, device, progress)
+    recipe, model = run.recipe, run.load_model("pretrain").to(device)
+    gradients = _gradients(recipe, variant, model, data) if variant.pruning().rank.gradients else None
+    _sparsify(recipe, variant, model, gradients)
+    settings = recipe.prune
+    masker = Masker(model, variant.pruning(recipe.seed), _schedule(recipe, variant), settings.layers, settings.exclude)
+    groups = [Group(score_parameters(model), settings.optimizer)] if variant.trains[0] else []
+    if variant.trains[1]:
+        groups.append(Group(weight_parameters(model), settings.weights))
+    _train(run, "prune", variant.name, model, groups, data, device, progress, masker)
 
 
 def finetune(run: Run, variant: VariantSettings, data: Any, device: torch.device, progress: Progress) -> None:
@@ -115,14 +130,15 @@ def finetune(run: Run, variant: VariantSettings, data: Any, device: torch.device
     else:
         model = run.load_model(variant.name, "prune")
         apply_masks(model, run.load_masks(variant.name))
-    _train(run, "finetune", variant.name, model, weight_parameters(model), data, device, progress)
+    groups = [Group(weight_parameters(model), run.recipe.finetune.optimizer)]
+    _train(run, "finetune", variant.name, model, groups, data, device, progress)
 
 
 def stage_epochs(recipe: Recipe, stage: str, variant: VariantSettings | None) -> int:
     """The epochs of a stage; see the module's docstring for who gets the prune stage's epochs."""
     if variant is None:
         return recipe.pretrain.epochs
-    trained = not variant.dense and CRITERIA[variant.criterion].trained
+    trained = any(variant.trains)
     if stage == "prune":
         return recipe.prune.epochs if trained else 0
     if recipe.finetune.epochs == 0:
@@ -130,7 +146,9 @@ def stage_epochs(recipe: Recipe, stage: str, variant: VariantSettings | None) ->
     return recipe.finetune.epochs + (0 if trained else recipe.prune.epochs)
 
 
-def _sparsify(recipe: Recipe, variant: VariantSettings, model: nn.Module) -> None:
+def _sparsify(
+    recipe: Recipe, variant: VariantSettings, model: nn.Module, gradients: Mapping[str, Gradients] | None
+) -> None:
     sparsify(
         model,
         sparsity=variant.sparsity,
@@ -139,7 +157,34 @@ def _sparsify(recipe: Recipe, variant: VariantSettings, model: nn.Module) -> Non
         layers=recipe.prune.layers,
         exclude=recipe.prune.exclude,
         seed=recipe.seed,
+        floor=variant.floor,
+        pattern=variant.pattern,
+        gradients=gradients,
     )
+
+
+def _schedule(recipe: Recipe, variant: VariantSettings) -> OneShot:
+    settings = recipe.prune
+    options = {"gradual": settings.growth.model_dump(), "iterative": {"rounds": settings.rounds}}
+    return SCHEDULES[variant.schedule](every=settings.every, **options.get(variant.schedule, {}))
+
+
+def _gradients(recipe: Recipe, variant: VariantSettings, model: nn.Module, data: Any) -> dict[str, Gradients]:
+    """Of the prune stage's objective at its final eps and weights, over the first batches of a seeded order."""
+    objective = build_objective(recipe.stage_objective("prune", variant))
+    torch.manual_seed(recipe.seed)  # objectives may draw noise
+    count = len(data.train.y)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(recipe.seed))
+    chosen = order.split(min(recipe.prune.batch_size, count))[: recipe.prune.batches]
+    device = next(model.parameters()).device
+
+    def losses() -> Iterator[Loss]:
+        for batch in chosen:
+            x, y = data.train.x[batch].to(device), data.train.y[batch].to(device)
+            yield lambda net, x=x, y=y: objective(net, x, y, 1.0)[0]
+
+    layers = select_layers(model, recipe.prune.layers, recipe.prune.exclude)
+    return weight_gradients(copy.deepcopy(model).requires_grad_(True), list(layers), losses())
 
 
 def _done(run: Run, stage: str, name: str) -> bool:
@@ -155,10 +200,11 @@ def _train(
     stage: str,
     name: str,
     model: nn.Module,
-    parameters: Sequence[nn.Parameter],
+    groups: Sequence[Group],
     data: Any,
     device: torch.device,
     progress: Progress,
+    masker: Masker | None = None,
 ) -> None:
     recipe, folder = run.recipe, run.stage_folder(stage, name)
     variant = None if stage == "pretrain" else recipe.variant(name)
@@ -168,11 +214,11 @@ def _train(
         settings=getattr(recipe, stage),
         epochs=stage_epochs(recipe, stage, variant),
         seed=recipe.seed,
-        batch_statistics=stage != "prune",
+        batch_statistics=stage != "prune" or variant.trains[1],
         device=device,
     )
     settings = recipe.stage_objective(stage, variant)
-    result = train(model, parameters, build_objective(settings), data, plan, folder, progress)
+    result = train(model, groups, build_objective(settings), data, plan, folder, progress, masker)
     freeze_masks(model)
     _save(run, stage, name, model, settings, result, data)
 

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from certifiers.errors import InputError
 from certprune.checkpoints import State, discard_state, load_state, save_state
 from certprune.config import Schedule, StageSettings
+from certprune.masker import Masker
+from certprune.optimizers import Group, Optimizers
 from certprune.progress import Progress, epoch_note
 from certprune.storage import write_json_lines
 
@@ -65,21 +67,23 @@ class Plan:
 
 def train(
     model: nn.Module,
-    parameters: Sequence[nn.Parameter],
+    groups: Sequence[Group],
     objective: Objective,
     data: Any,
     plan: Plan,
     folder: Path,
     progress: Progress | None = None,
+    masker: Masker | None = None,
 ) -> TrainResult:
-    """Train ``parameters`` of ``model`` (and nothing else) on ``data.train``; select the epoch on
-    ``data.validation``.
+    """Train the parameters of ``groups``, each by its own optimizer, and nothing else of ``model``, on ``data.train``;
+    select the epoch on ``data.validation``. ``masker`` moves the masks.
 
     The selected epoch is the one with the lowest validation loss at progress 1, that is at the final eps and
-    weights, whatever the ramp is doing. After every epoch ``folder`` gets ``state.pt``, from which the next
-    call goes on, and ``metrics.jsonl``: ``{epoch, step, lr, train: {loss, ...}, validation: {loss, ...},
-    seconds, selected}`` a line, where ``selected`` says that the epoch was the best so far. ``state.pt`` is
-    left for the caller to remove (:func:`discard_state`) once the stage's weights are safe.
+    weights, whatever the ramp is doing; an epoch that ends short of the final sparsity is never selected. After every
+    epoch ``folder`` gets ``state.pt``, from which the next call goes on, and ``metrics.jsonl``: ``{epoch, step, lr,
+    train: {loss, ...}, validation: {loss, ...}, seconds, selected}`` a line, where ``selected`` says that the epoch
+    was the best so far. ``state.pt`` is left for the caller to remove (:func:`discard_state`) once the stage's
+    weights are safe.
 
     An objective with ``replays`` is given each minibatch so many times in a row; an epoch keeps its number of
     steps, so the minibatches that there is no time for sit it out.
@@ -89,14 +93,14 @@ def train(
     """
     progress = progress or Progress()
     model.to(plan.device)
-    trained = {id(parameter) for parameter in parameters}
+    trained = {id(parameter) for group in groups for parameter in group.parameters}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in trained)
     images, labels = (part.to(plan.device) for part in (data.train.x, data.train.y))
     batch = min(plan.settings.batch_size, len(labels))
     if plan.epochs == 0:
         return _untrained(model, objective, data, plan, batch, folder, progress)
-    optimizer = _optimizer(plan.settings, parameters)
+    optimizer = Optimizers(groups)
     state = load_state(folder, plan.stage, plan.epochs, model, optimizer, plan.device) or State()
     steps = len(labels) // batch  # a last, smaller batch would weigh its images more: it sits this epoch out
     size = steps * batch
@@ -107,10 +111,11 @@ def train(
         batches = _replayed(order.view(steps, batch), objective)
         if hasattr(objective, "begin_epoch"):
             objective.begin_epoch()  # what it carries from step to step does not stand in state.pt
-        row = _epoch(model, parameters, objective, optimizer, images, labels, batches, epoch, plan, progress)
+        row = _epoch(model, objective, optimizer, images, labels, batches, epoch, plan, progress, masker)
         row["validation"] = validate(model, objective, data.validation, batch, plan.device)
         row["seconds"] = time.perf_counter() - began
-        row["selected"] = not state.history or _rank(row) < min(_rank(entry) for entry in state.history)
+        ranks = [_rank(entry) for entry in (*state.history, row) if _settled(entry, masker, plan.epochs * steps)]
+        row["selected"] = bool(ranks) and all(ranks[-1] < rank for rank in ranks[:-1])
         state = state.after(row, model)
         save_state(folder, plan.stage, state, model, optimizer)
         write_json_lines(folder / "metrics.jsonl", state.history)
@@ -150,7 +155,7 @@ def _replayed(batches: Tensor, objective: Objective) -> Tensor:
     return batches.repeat_interleave(getattr(objective, "replays", 1), 0)[: len(batches)]
 
 
-def _epoch(model, parameters, objective, optimizer, images, labels, batches, epoch, plan, progress) -> dict[str, Any]:
+def _epoch(model, objective, optimizer, images, labels, batches, epoch, plan, progress, masker) -> dict[str, Any]:
     """One pass over ``batches`` (steps, batch) of image numbers; the epoch's row without its validation."""
     model.train()
     if not plan.batch_statistics:
@@ -160,24 +165,27 @@ def _epoch(model, parameters, objective, optimizer, images, labels, batches, epo
     steps = len(batches)
     means = _Means()
     for index, chosen in enumerate(batches):
-        done = (epoch * steps + index) / (plan.epochs * steps)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(plan.settings.schedule, plan.settings.optimizer.lr, done)
-        loss, figures = objective(model, images[chosen], labels[chosen], done if plan.settings.ramp else 1.0)
-        optimizer.zero_grad(set_to_none=True)
+        step, of = epoch * steps + index, plan.epochs * steps
+        x, y, ramp = images[chosen], labels[chosen], step / of if plan.settings.ramp else 1.0
+        if masker is not None and masker.begin_step(step, of, lambda net, at=(x, y, ramp): objective(net, *at)[0]):
+            optimizer.forget()
+        optimizer.set_rate(
+            learning_rate(plan.settings.schedule, 1.0, masker.progress(step, of) if masker else step / of)
+        )
+        loss, figures = objective(model, x, y, ramp)
+        optimizer.zero_grad()
         loss.backward()
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        _check_finite(loss, norm, epoch, index, plan)
+        norms = optimizer.norms()
+        _check_finite(loss, norms, epoch, index, plan)
         if plan.settings.clip_gradient is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, plan.settings.clip_gradient, norm)
+            optimizer.clip(plan.settings.clip_gradient, norms)
         optimizer.step()
         means.add({"loss": loss.detach(), **figures}, len(chosen))
         progress.advance(len(chosen), f"loss {loss.item():.4g}")
     return {
         "epoch": epoch + 1,
         "step": (epoch + 1) * steps,
-        "lr": optimizer.param_groups[0]["lr"],
+        "lr": optimizer.rate,
         "train": means.values(),
     }
 
@@ -208,19 +216,6 @@ def _untrained(model, objective, data, plan: Plan, batch: int, folder: Path, pro
     return TrainResult([], 0, 0.0, validation)
 
 
-def _optimizer(settings: StageSettings, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-    chosen = settings.optimizer
-    if chosen.name == "adam":
-        return torch.optim.AdamW(parameters, lr=chosen.lr, weight_decay=chosen.weight_decay)
-    return torch.optim.SGD(
-        parameters,
-        lr=chosen.lr,
-        momentum=chosen.momentum,
-        weight_decay=chosen.weight_decay,
-        nesterov=chosen.momentum > 0,
-    )
-
-
 def _seed_epoch(plan: Plan, epoch: int, count: int) -> Tensor:
     """Seed torch for the epoch and return the order of its ``count`` images."""
     digest = hashlib.sha256(f"{plan.seed}/{plan.stage}/{epoch}".encode()).digest()
@@ -229,7 +224,8 @@ def _seed_epoch(plan: Plan, epoch: int, count: int) -> Tensor:
     return torch.randperm(count, generator=generator)
 
 
-def _check_finite(loss: Tensor, norm: Tensor, epoch: int, index: int, plan: Plan) -> None:
+def _check_finite(loss: Tensor, norms: Sequence[Tensor], epoch: int, index: int, plan: Plan) -> None:
+    norm = sum(norms)
     if torch.isfinite(loss) and torch.isfinite(norm):
         return
     what = "loss" if not torch.isfinite(loss) else "gradient"
@@ -242,6 +238,11 @@ def _check_finite(loss: Tensor, norm: Tensor, epoch: int, index: int, plan: Plan
         "epochs), "
         "or initialisation: ibp, with another output=."
     )
+
+
+def _settled(row: Mapping[str, Any], masker: Masker | None, steps: int) -> bool:
+    """Whether the epoch ended with the final sparsity: once one has, all later ones do."""
+    return masker is None or masker.settled(row["step"] - 1, steps)
 
 
 def _rank(row: Mapping[str, Any]) -> float:

@@ -12,6 +12,7 @@ from certifiers.threat import threat
 from certprune.config import Adam, StageSettings
 from certprune.data import load_data
 from certprune.objectives import build_objective
+from certprune.optimizers import Group
 from certprune.progress import Progress
 from certprune.training import Plan, train
 
@@ -32,7 +33,15 @@ def trained(settings, data, folder, epochs=2, model=None, progress=None, **plan)
     model = model or small_net()
     stage = StageSettings(epochs=epochs, batch_size=64, optimizer=Adam(lr=1e-2))
     plan = Plan("pretrain", stage, epochs, **plan)
-    result = train(model, list(model.parameters()), build_objective(settings), data, plan, folder, progress)
+    result = train(
+        model,
+        [Group(list(model.parameters()), plan.settings.optimizer)],
+        build_objective(settings),
+        data,
+        plan,
+        folder,
+        progress,
+    )
     return model.eval(), result
 
 
@@ -72,7 +81,9 @@ def test_replays_keep_the_number_of_steps(digits, tmp_path):
     few.train = type("Split", (), {"x": digits.train.x[:130], "y": digits.train.y[:130]})
     stage = StageSettings(epochs=2, batch_size=32, optimizer=Adam(lr=5e-3))
     model = small_net()
-    result = train(model, list(model.parameters()), Spy(), few, Plan("pretrain", stage, 2), tmp_path)
+    result = train(
+        model, [Group(list(model.parameters()), stage.optimizer)], Spy(), few, Plan("pretrain", stage, 2), tmp_path
+    )
     assert [row["step"] for row in result.history] == [4, 8]
     (first, second), (third, fourth) = seen[1:5:3], seen[6:10:3]
     assert seen == ["epoch", first, first, first, second, "epoch", third, third, third, fourth]

@@ -20,6 +20,7 @@ from certprune.masks import mask_state, materialize, sparsify
 from certprune.models import build_model
 from certprune.objectives import build_objective, certified, expressive, sabr
 from certprune.objectives.sabr import small_box
+from certprune.optimizers import Group
 from certprune.training import Plan, train
 
 from .nets import NETS, images
@@ -330,7 +331,7 @@ def test_a_short_training_can_be_certified(name, tmp_path):
     settings = StageSettings(epochs=8, batch_size=32, optimizer=Adam(lr=5e-3), ramp=True)
     plan = Plan(stage="pretrain", settings=settings, epochs=8)
     chosen = build_objective({"name": name, "eps": EPS})
-    result = train(model, list(model.parameters()), chosen, data, plan, tmp_path)
+    result = train(model, [Group(list(model.parameters()), plan.settings.optimizer)], chosen, data, plan, tmp_path)
     losses = [row["validation"]["loss"] for row in result.history]
     assert losses[-1] < losses[0]
     model.eval()

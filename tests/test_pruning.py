@@ -10,6 +10,7 @@ from torch import nn
 
 from certifiers.errors import InputError
 from certprune.pruning import BUDGETS, CRITERIA, kept_counts, prunable_layers, select_layers
+from certprune.pruning.criteria import Gradients
 from tests.nets import tiny_conv, tiny_residual
 
 CNN_SMALL = [(16, 1, 4, 4), (32, 16, 4, 4), (100, 1568), (10, 100)]
@@ -79,7 +80,8 @@ def test_erk_meets_the_total_exactly_and_is_proportional_inside_its_limits(seed)
 
 def test_budgets_keep_everything_at_sparsity_zero():
     for budget in BUDGETS:
-        assert kept_counts(budget, CNN_SMALL, 0) == [math.prod(shape) for shape in CNN_SMALL]
+        scores = [torch.rand(shape) for shape in CNN_SMALL]
+        assert kept_counts(budget, CNN_SMALL, 0, scores=scores) == [math.prod(shape) for shape in CNN_SMALL]
 
 
 @pytest.mark.parametrize("sparsity", [1.2, 1.0, -0.1, float("nan"), float("inf"), "0.9", None, True])
@@ -119,7 +121,8 @@ def test_scores_of_a_layer_of_zeros_are_finite_and_equal():
 def test_scores_have_the_shape_and_type_of_the_weight(name, dtype):
     weight = torch.randn(3, 2, 4, 4, dtype=dtype)
     before = weight.clone()
-    scores = CRITERIA[name].scores(weight, torch.Generator().manual_seed(1))
+    gradients = Gradients(torch.randn_like(weight), torch.rand_like(weight))
+    scores = CRITERIA[name].scores(weight, torch.Generator().manual_seed(1), gradients)
     assert (scores.shape, scores.dtype) == (weight.shape, dtype) and torch.isfinite(scores).all()
     assert torch.equal(weight, before)
 

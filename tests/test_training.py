@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from certifiers.errors import InputError
 from certprune.config import SGD, Adam, Constant, Cosine, StageSettings, Step
+from certprune.optimizers import Group
 from certprune.progress import Progress
 from certprune.training import Plan, learning_rate, train
 
@@ -45,7 +46,15 @@ def make_plan(epochs=4, **changes):
 def run(folder, model=None, objective=cross_entropy, data=None, plan=None, progress=None):
     model = model or make_model()
     parameters = list(model.parameters())
-    return model, train(model, parameters, objective, data or make_data(), plan or make_plan(), folder, progress)
+    return model, train(
+        model,
+        [Group(parameters, (plan or make_plan()).settings.optimizer)],
+        objective,
+        data or make_data(),
+        plan or make_plan(),
+        folder,
+        progress,
+    )
 
 
 class StopAfter(Progress):
@@ -164,7 +173,7 @@ def test_only_the_given_parameters_move(tmp_path):
     before = bits(model)
     parameters = [model[1].weight]
     plan = Plan("prune", make_plan().settings, epochs=2, batch_statistics=False)
-    train(model, parameters, cross_entropy, make_data(), plan, tmp_path)
+    train(model, [Group(parameters, plan.settings.optimizer)], cross_entropy, make_data(), plan, tmp_path)
     moved = {name for name, tensor in bits(model).items() if not torch.equal(tensor, before[name])}
     assert moved == {"1.weight"}  # nor do batch normalisation's running statistics
 

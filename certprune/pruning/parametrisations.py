@@ -1,52 +1,54 @@
-"""The two masks as `torch.nn.utils.parametrize` parametrisations, and the top-k that they rest on."""
+"""The two masks as `torch.nn.utils.parametrize` parametrisations."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-
-def top_mask(scores: torch.Tensor, kept: int) -> torch.Tensor:
-    """True at exactly the `kept` largest finite scores; among equal ones the lower (row-major) index wins.
-
-    Selection instead of sorting, and no synchronisation with a GPU. `topk`, since `kthvalue`, as fast
-    on the CPU, has no deterministic version on CUDA.
-    """
-    flat = scores.detach().flatten()
-    threshold = flat.topk(kept, sorted=False).values.amin()
-    above = flat > threshold
-    tied = flat == threshold
-    wanted = kept - torch.count_nonzero(above)
-    return (above | (tied & (tied.cumsum(0, dtype=torch.int32) <= wanted))).view_as(scores)
+from certprune.pruning.patterns import Pattern
 
 
 class ScoreMask(nn.Module):
-    """weight -> weight * mask, where mask = 1 at exactly the `kept` largest `scores`.
+    """weight -> weight * mask, where mask = 1 at exactly `kept` weights of the `pattern` with large `scores`.
 
     Forward is exact: mask + (scores - scores) is the mask to the bit while scores are finite. Backward is
     straight-through: d/dscores = g * weight and d/dweight = g * mask, g the effective weight's gradient
-    (Ramanujan et al. 2020; HYDRA, Sehwag et al. 2020).
+    (Ramanujan et al. 2020; HYDRA, Sehwag et al. 2020). `offset`, of learned budgets, is added to all scores of the
+    layer where they are compared with other layers': its gradient is the sum of the scores'.
+
+    `kept` may be set anew between steps; it stands in the state, so that a restored mask is the one that was saved.
     """
 
-    def __init__(self, scores: torch.Tensor, kept: int):
+    def __init__(self, scores: torch.Tensor, kept: int, pattern: Pattern | None = None, offset: bool = False):
         super().__init__()
         self.scores = nn.Parameter(scores.detach().clone())
+        self.offset = nn.Parameter(scores.new_zeros(())) if offset else None
         self.kept = kept
+        self.pattern = pattern or Pattern()
 
     @property
     def mask(self) -> torch.Tensor:
         """The mask of the present scores, bool."""
-        return top_mask(self.scores, self.kept)
+        return self.pattern.select(self.scores.detach(), self.kept)
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        return weight * (self.mask + (self.scores - self.scores.detach()))
+        through = self.scores - self.scores.detach()
+        if self.offset is not None:
+            through = through + (self.offset - self.offset.detach())
+        return weight * (self.mask + through)
+
+    def get_extra_state(self) -> torch.Tensor:
+        return torch.tensor(self.kept)
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        self.kept = int(state)
 
     def extra_repr(self) -> str:
         return f"kept={self.kept} of {self.scores.numel()}"
 
 
 class FixedMask(nn.Module):
-    """weight -> weight * mask, for a mask that never changes (a bool buffer)."""
+    """weight -> weight * mask, for a mask (a bool buffer) that no gradient reaches."""
 
     def __init__(self, mask: torch.Tensor):
         super().__init__()
