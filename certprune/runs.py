@@ -167,10 +167,14 @@ def load(path: str | Path) -> nn.Module:
     """A trained network of a run, plain (no masks) and in evaluation mode.
 
     ``path`` is a variant's folder (``runs/demo/score-erk-0.95``: its last complete stage), a stage's folder,
-    or a ``model.safetensors`` in one. Raises :class:`InputError` if it is none of these, or cannot be
-    trusted.
+    or a ``model.safetensors`` in one; or a file of ``certprune compact``, wherever it lies. Raises
+    :class:`InputError` if it is none of these, or cannot be trusted.
     """
     path = Path(path)
+    if path.is_file() and path.name != "model.safetensors":
+        from certprune.compact import load_compacted
+
+        return load_compacted(path)
     folder = path.parent if path.name == "model.safetensors" else path
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}. Give a variant's or a stage's folder inside a run.")

@@ -19,6 +19,7 @@ from certprune.compact.compaction import Compacted
 from certprune.compact.layers import build
 
 FORMAT = "certprune compacted network 1"
+_KEY = "certprune"  # in the file's metadata; the only one, since safetensors shuffles several
 _MAGIC = b"\x1f\x8b"  # of gzip
 
 
@@ -33,19 +34,20 @@ def write_compacted(found: Compacted, path: str | Path) -> None:
     """Write ``found`` to ``path`` atomically; a name that ends in .gz gives a compressed file."""
     path = Path(path)
     header = {
+        "format": FORMAT,
         "layers": found.description,
         "input_shape": list(found.input_shape),
         "classes": found.classes,
         "origin": found.origin,
     }
-    content = file_bytes(found.model.state_dict(), {"format": FORMAT, "network": json.dumps(header)})
+    content = file_bytes(found.model.state_dict(), {_KEY: json.dumps(header)})
     write_bytes(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
 
 
 def is_compacted(path: str | Path) -> bool:
     """Whether the file says of itself that it is a compacted network; False if there is no such file."""
     path = Path(path)
-    return path.is_file() and _metadata(_content(path)).get("format") == FORMAT
+    return path.is_file() and _header(_content(path)) is not None
 
 
 def load_compacted(path: str | Path) -> nn.Module:
@@ -65,14 +67,13 @@ def read_compacted(path: str | Path) -> Compacted:
     if not path.is_file():
         raise InputError(f"There is no file {path}. Write one with certprune compact RUN VARIANT -o {path}.")
     content = _content(path)
-    metadata = _metadata(content)
-    if metadata.get("format") != FORMAT:
+    header = _header(content)
+    if header is None:
         raise InputError(
             f"{path} is not a compacted network. Give a file that certprune compact wrote, or make one with "
             "certprune compact RUN VARIANT -o FILE."
         )
     try:
-        header = json.loads(metadata["network"])
         tensors = load(content)
         shape, classes = tuple(int(s) for s in header["input_shape"]), int(header["classes"])
         dtype = next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32)
@@ -100,11 +101,11 @@ def _content(path: Path) -> bytes:
         raise InputError(f"{path} is damaged ({error}). Restore it from a copy, or make it anew.") from error
 
 
-def _metadata(content: bytes) -> dict[str, Any]:
-    """The header of a safetensors file; empty for anything else."""
+def _header(content: bytes) -> dict[str, Any] | None:
+    """What the file says about its network; None for anything that is not of our format."""
     try:
         size = int.from_bytes(content[:8], "little")
-        found = json.loads(content[8 : 8 + size]).get("__metadata__", {}) if 0 < size <= len(content) else {}
-    except (ValueError, AttributeError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        found = json.loads(json.loads(content[8 : 8 + size])["__metadata__"][_KEY]) if size <= len(content) else {}
+        return found if found.get("format") == FORMAT else None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None

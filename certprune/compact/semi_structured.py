@@ -25,7 +25,7 @@ def semi_structured(model: nn.Module) -> nn.Module:
         what = "the CPU" if device.type == "cpu" else f"{device} ({_capability(device)})"
         raise InputError(
             "Semi-structured (2:4) kernels need an NVIDIA GPU of compute capability 8.0 or more, but the model is on "
-            f"{what}. Move it to such a device with model.to('cuda').half(), or use certprune.compact, which needs none."
+            f"{what}. Move it to one with model.to('cuda').half(), or use certprune.compact, which needs none."
         )
     found = copy.deepcopy(model)
     layers = [(name, layer) for name, layer in found.named_modules() if isinstance(layer, nn.Linear)]
