@@ -49,6 +49,7 @@ setup(
         "test": [
             "pytest",
             "ruff",
+            "foolbox",  # 20 real images each of CIFAR-10 and ImageNet in the wheel (1.7 MB); never imported
             *VNNCOMP,
             # A verifier for the tests of --external; its wheels (2 MB) end with Python 3.11.
             "maraboupy; python_version < '3.12' and sys_platform == 'linux' and platform_machine == 'x86_64'",

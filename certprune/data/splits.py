@@ -1,4 +1,4 @@
-"""What a data set is: checked tensors in three splits, the same for a seed on every machine."""
+"""What a data set is: checked images in three splits, the same for a seed on every machine."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ import numpy
 import torch
 
 from certifiers.errors import InputError
+from certprune.data.images import ByteImages, FileImages, select
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images x, float32 (n, channels, height, width) with pixels in [0, 1], and labels y, int64 (n,)."""
+    """Images x, float32 (n, channels, height, width) with pixels in [0, 1], and labels y, int64 (n,).
 
-    x: torch.Tensor
+    x is a tensor, or reads like one: `x[index]` is such a tensor, whatever is kept (see images.py).
+    """
+
+    x: torch.Tensor | ByteImages | FileImages
     y: torch.Tensor
 
     def __len__(self) -> int:
@@ -26,7 +30,11 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """Three splits that share no image; `shape` is (channels, height, width), labels are below `classes`."""
+    """Three splits that share no image; `shape` is (channels, height, width), labels are below `classes`.
+
+    `augment`: how training changes its images (see augment.py). The last `extra` training images are of another
+    source, and make up `extra_share` of each training batch.
+    """
 
     name: str
     classes: int
@@ -34,15 +42,22 @@ class Data:
     train: Split
     validation: Split
     test: Split
+    augment: tuple[str, ...] = ()
+    extra: int = 0
+    extra_share: float = 0.0
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of the SHA-256 of every pixel and label, split by split, in order."""
+        """16 hexadecimal digits of the SHA-256 of every pixel and label, split by split, in order.
+
+        Of images that stay files, their names and lengths stand for the pixels.
+        """
         digest = hashlib.sha256()
         for split in (self.train, self.validation, self.test):
             digest.update(repr(tuple(split.x.shape)).encode())
-            for tensor in (split.x, split.y):
-                digest.update(numpy.ascontiguousarray(tensor.numpy()).data)
+            for part in (split.x, split.y):
+                tensor = isinstance(part, torch.Tensor)
+                digest.update(numpy.ascontiguousarray(part.numpy()).data if tensor else part.digest())
         return digest.hexdigest()[:16]
 
 
@@ -157,4 +172,4 @@ def stratified(split: Split, fraction: float, seed: int, what: str) -> tuple[Spl
             f"{what} = {fraction} cannot part {len(labels)} images so that each class keeps its proportion "
             f"({error}). Give more images of each class, or another fraction."
         ) from error
-    return tuple(Split(split.x[index], split.y[index]) for index in map(torch.from_numpy, (rest, part)))
+    return tuple(Split(select(split.x, index), split.y[index]) for index in map(torch.from_numpy, (rest, part)))
