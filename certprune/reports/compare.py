@@ -15,7 +15,7 @@ from certprune.reports.read import RunView, Variant
 from certprune.reports.rows import Column, Rate, ordered, points
 from certprune.reports.seeds import check_same_recipe, mean_rate
 
-BASELINES = ("magnitude", "random")
+BASELINES = ("magnitude", "random", "snip", "taylor")
 Z95 = 1.959963984540054
 
 

@@ -13,7 +13,9 @@ CRITERIA = {
     "score": "learned scores",
     "magnitude": "least magnitude",
     "random": "random mask",
-    "joint": "joint scores",
+    "joint": "scores and weights together",
+    "snip": "SNIP",
+    "taylor": "Taylor",
 }
 OBJECTIVES = {
     "ibp": "IBP",
@@ -31,12 +33,19 @@ OBJECTIVES = {
     "cc_ibp": "CC-IBP",
 }
 NORMS = {"linf": "ℓ∞", "l2": "ℓ2", "l1": "ℓ1"}
-BUDGETS = {"erk": "ERK", "uniform": "uniform"}
+BUDGETS = {"erk": "ERK", "uniform": "uniform", "global": "global", "learned": "learned rates"}
 
 # Slot 0 is the ink of networks that are not pruned.
 LIGHT = ("#4a5160", "#0068a8", "#c2500a", "#00845f", "#a3478f", "#8a6d00", "#5b5bd6", "#007f8c")
 DARK = ("#b4bcc9", "#5cb0ee", "#f59a5b", "#3fcf9f", "#e28fcf", "#dfc04a", "#a3a3ff", "#4fd0dc")
-DASHES = {"score": (), "joint": (9, 3, 2, 3), "magnitude": (6, 4), "random": (1.5, 3.5)}
+DASHES = {
+    "score": (),
+    "joint": (9, 3, 2, 3),
+    "magnitude": (6, 4),
+    "random": (1.5, 3.5),
+    "snip": (4, 2),
+    "taylor": (4, 2, 1, 2),
+}
 MARKERS = {"erk": "o", "uniform": "s"}
 
 
@@ -54,6 +63,7 @@ class Network:
     """What identifies a network to a reader; every field but the name may be unknown.
 
     ``objective``: the name of its own objective, where it was pruned or finetuned by another one than the recipe's.
+    ``how``: its schedule, pattern and floor in words, where they are not the usual ones.
     """
 
     name: str
@@ -61,6 +71,7 @@ class Network:
     budget: str | None = None
     sparsity: float | None = None
     objective: str | None = None
+    how: str = ""
 
 
 def percent(fraction: float, digits: int = 1) -> str:
@@ -85,7 +96,9 @@ def chosen_by(network: Network, budgets: bool = False) -> str:
     words = CRITERIA.get(network.criterion, network.criterion)
     if network.objective:
         words += f" ({objective_label(network.objective)})"
-    return f"{words}, {BUDGETS.get(network.budget, network.budget)}" if budgets and network.budget else words
+    if budgets and network.budget:
+        words += f", {BUDGETS.get(network.budget, network.budget)}"
+    return f"{words}, {network.how}" if network.how else words
 
 
 def objective_label(name: str) -> str:
@@ -111,6 +124,7 @@ def order(network: Network) -> tuple:
         rank,
         network.objective or "",
         network.budget or "",
+        network.how,
         network.name,
     )
 

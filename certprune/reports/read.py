@@ -13,6 +13,7 @@ import yaml
 from certifiers.errors import InputError
 from certprune.reports.ledgers import LedgerView, RadiusView, main_ledgers, read_ledgers, same_eps
 from certprune.reports.smoothed import SmoothedView, missing_smoothing, read_smoothed, smoothing_settings
+from certprune.variant_names import default_name, unusual
 
 STAGES = ("prune", "finetune")
 METHODS = ("ibp", "crown-ibp", "crown")  # what a recipe that names none certifies by
@@ -46,6 +47,7 @@ class Variant:
     objective: str | None = None  # the name of its own objective, if it has one that the recipe does not share
     smoothed: list[SmoothedView] = field(default_factory=list)  # by randomized smoothing, ascending sigma
     radii: list[RadiusView] = field(default_factory=list)  # the largest certified eps of each image
+    how: str = ""  # schedule, pattern and floor in words, where they are not the usual ones
 
     @property
     def size(self) -> dict | None:
@@ -128,12 +130,7 @@ def read_run(folder: str | Path) -> RunView:
 
 def variant_name(plan: dict) -> str:
     """The folder name of a variant as the recipe states it: its ``name``, or what the recipe's schema makes of it."""
-    if plan.get("name"):
-        return str(plan["name"])
-    against = f"-{_objective(plan)}" if _objective(plan) else ""
-    if plan.get("dense"):
-        return f"dense{against}"
-    return f"{plan.get('criterion', 'score')}{against}-{plan.get('budget', 'erk')}-{plan.get('sparsity', 0.95):g}"
+    return str(plan.get("name") or default_name(plan))
 
 
 def _objective(plan: dict) -> str | None:
@@ -197,7 +194,7 @@ def _read_variant(folder: Path, plan: dict, methods: str, missing: list[str], al
     if plan.get("dense") or name == "pretrain":
         return Variant(name, None, None, 0.0, *held)
     sparsity = plan.get("sparsity", found[0].header.get("sparsity") if found else None)
-    return Variant(name, plan.get("criterion"), plan.get("budget"), sparsity, *held)
+    return Variant(name, plan.get("criterion"), plan.get("budget"), sparsity, *held, how=", ".join(unusual(plan)))
 
 
 def _unfinished(name: str, stages: dict[str, Stage]) -> str:

@@ -125,7 +125,7 @@ def rate(accuracy: Accuracy) -> Rate:
 
 
 def network(variant: Variant) -> Network:
-    return Network(variant.name, variant.criterion, variant.budget, variant.sparsity, variant.objective)
+    return Network(variant.name, variant.criterion, variant.budget, variant.sparsity, variant.objective, variant.how)
 
 
 def ordered(run: RunView) -> dict[str, tuple[Variant, str]]:

@@ -83,8 +83,8 @@ def sparsity_lines(run: RunView) -> list[SparsityLine]:
     for variant in run.variants:
         point = _point(run, variant, panels)
         if point is not None and variant.name != "pretrain":
-            way = (variant.name,) if not variant.criterion else (variant.objective, variant.criterion, variant.budget)
-            held.setdefault(way, []).append((variant, point))
+            way = variant.objective, variant.criterion, variant.budget, variant.how
+            held.setdefault(way if variant.criterion else (variant.name,), []).append((variant, point))
     budgets = len({variant.budget for found in held.values() for variant, _ in found if variant.criterion}) > 1
     lines = [_line(found, budgets) for found in held.values()]
     if not any(len(line.points) > 1 for line in lines):
@@ -100,16 +100,16 @@ def many_networks(run: RunView) -> bool:
 
 
 def line_styles(lines: Sequence[SparsityLine]) -> list[Style]:
-    """Colour says the objective where several were used, else the budget; the line style says the criterion.
+    """Colour says the objective where several were used, else budget and schedule; the line style says the criterion.
 
     A level is drawn in the ink of networks that are not pruned, and so is a baseline that no objective chose.
     """
     several = any(line.network.objective for line in lines if not line.level)
-    seen: dict[str | None, int] = {}
+    seen: dict[object, int] = {}
     found = []
     for line in lines:
         each, slot = line.network, 0
-        key = each.objective if several else each.budget
+        key = each.objective if several else (each.budget, each.how)
         if not line.level and not (several and each.criterion in BASELINES):
             slot = seen.setdefault(key, 1 + len(seen) % (len(LIGHT) - 1))
         dash = (2, 3) if line.level else DASHES.get(each.criterion, ())
