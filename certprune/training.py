@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from certifiers.errors import InputError
 from certprune.checkpoints import State, discard_state, load_state, save_state
 from certprune.config import Schedule, StageSettings
+from certprune.data.batches import Batches, in_order
 from certprune.masker import Masker
 from certprune.optimizers import Group, Optimizers
 from certprune.progress import Progress, epoch_note
@@ -96,23 +97,20 @@ def train(
     trained = {id(parameter) for group in groups for parameter in group.parameters}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in trained)
-    images, labels = (part.to(plan.device) for part in (data.train.x, data.train.y))
-    batch = min(plan.settings.batch_size, len(labels))
     if plan.epochs == 0:
-        return _untrained(model, objective, data, plan, batch, folder, progress)
+        return _untrained(model, objective, data, plan, folder, progress)
+    batches = Batches(data, plan.settings.batch_size, plan.device)
     optimizer = Optimizers(groups)
     state = load_state(folder, plan.stage, plan.epochs, model, optimizer, plan.device) or State()
-    steps = len(labels) // batch  # a last, smaller batch would weigh its images more: it sits this epoch out
-    size = steps * batch
+    steps, size = batches.steps, batches.steps * batches.size
     progress.begin(plan.title or plan.stage, plan.epochs * size, done=state.epoch * size)
     for epoch in range(state.epoch, plan.epochs):
         began = time.perf_counter()
-        order = _seed_epoch(plan, epoch, len(labels))[:size].to(plan.device)
-        batches = _replayed(order.view(steps, batch), objective)
+        chosen = batches.epoch(_seed_epoch(plan, epoch), getattr(objective, "replays", 1))
         if hasattr(objective, "begin_epoch"):
             objective.begin_epoch()  # what it carries from step to step does not stand in state.pt
-        row = _epoch(model, objective, optimizer, images, labels, batches, epoch, plan, progress, masker)
-        row["validation"] = validate(model, objective, data.validation, batch, plan.device)
+        row = _epoch(model, objective, optimizer, chosen, steps, epoch, plan, progress, masker)
+        row["validation"] = validate(model, objective, data.validation, batches.size, plan.device)
         row["seconds"] = time.perf_counter() - began
         ranks = [_rank(entry) for entry in (*state.history, row) if _settled(entry, masker, plan.epochs * steps)]
         row["selected"] = bool(ranks) and all(ranks[-1] < rank for rank in ranks[:-1])
@@ -134,8 +132,7 @@ def validate(model: nn.Module, objective: Objective, split: Any, batch: int, dev
     """Mean loss and figures of ``objective`` at progress 1 over ``split``, in evaluation mode."""
     model.eval()
     means = _Means()
-    for start in range(0, len(split.y), batch):
-        x, y = split.x[start : start + batch].to(device), split.y[start : start + batch].to(device)
+    for x, y in in_order(split, batch, device):
         loss, figures = objective(model, x, y, 1.0)
         means.add({"loss": loss, **figures}, len(y))
     return means.values()
@@ -150,23 +147,17 @@ def learning_rate(schedule: Schedule, base: float, progress: float) -> float:
     return base
 
 
-def _replayed(batches: Tensor, objective: Objective) -> Tensor:
-    """The epoch's ``batches`` (steps, batch), or as many with each of the first ones several times in a row."""
-    return batches.repeat_interleave(getattr(objective, "replays", 1), 0)[: len(batches)]
-
-
-def _epoch(model, objective, optimizer, images, labels, batches, epoch, plan, progress, masker) -> dict[str, Any]:
-    """One pass over ``batches`` (steps, batch) of image numbers; the epoch's row without its validation."""
+def _epoch(model, objective, optimizer, batches, steps, epoch, plan, progress, masker) -> dict[str, Any]:
+    """One pass over the ``steps`` pairs (x, y) of ``batches``; the epoch's row without its validation."""
     model.train()
     if not plan.batch_statistics:
         for module in model.modules():
             if isinstance(module, BATCH_NORMS):
                 module.eval()
-    steps = len(batches)
     means = _Means()
-    for index, chosen in enumerate(batches):
+    for index, (x, y) in enumerate(batches):
         step, of = epoch * steps + index, plan.epochs * steps
-        x, y, ramp = images[chosen], labels[chosen], step / of if plan.settings.ramp else 1.0
+        ramp = step / of if plan.settings.ramp else 1.0
         if masker is not None and masker.begin_step(step, of, lambda net, at=(x, y, ramp): objective(net, *at)[0]):
             optimizer.forget()
         optimizer.set_rate(
@@ -180,8 +171,8 @@ def _epoch(model, objective, optimizer, images, labels, batches, epoch, plan, pr
         if plan.settings.clip_gradient is not None:
             optimizer.clip(plan.settings.clip_gradient, norms)
         optimizer.step()
-        means.add({"loss": loss.detach(), **figures}, len(chosen))
-        progress.advance(len(chosen), f"loss {loss.item():.4g}")
+        means.add({"loss": loss.detach(), **figures}, len(y))
+        progress.advance(len(y), f"loss {loss.item():.4g}")
     return {
         "epoch": epoch + 1,
         "step": (epoch + 1) * steps,
@@ -207,21 +198,20 @@ class _Means:
         return {name: float(total) / self.counts[name] for name, total in self.sums.items()}
 
 
-def _untrained(model, objective, data, plan: Plan, batch: int, folder: Path, progress: Progress) -> TrainResult:
+def _untrained(model, objective, data, plan: Plan, folder: Path, progress: Progress) -> TrainResult:
     """The result of no epochs: the weights as they came, judged on the validation split."""
     write_json_lines(folder / "metrics.jsonl", [])
-    validation = validate(model, objective, data.validation, batch, plan.device)
+    validation = validate(model, objective, data.validation, plan.settings.batch_size, plan.device)
     progress.begin(plan.title or plan.stage, 0)
     progress.end(f"nothing to train: {epoch_note({'validation': validation})}")
     return TrainResult([], 0, 0.0, validation)
 
 
-def _seed_epoch(plan: Plan, epoch: int, count: int) -> Tensor:
-    """Seed torch for the epoch and return the order of its ``count`` images."""
+def _seed_epoch(plan: Plan, epoch: int) -> torch.Generator:
+    """Seed torch for the epoch and return the generator of the order of its images."""
     digest = hashlib.sha256(f"{plan.seed}/{plan.stage}/{epoch}".encode()).digest()
     torch.manual_seed(int.from_bytes(digest[:7], "big"))
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[8:15], "big"))
-    return torch.randperm(count, generator=generator)
+    return torch.Generator().manual_seed(int.from_bytes(digest[8:15], "big"))
 
 
 def _check_finite(loss: Tensor, norms: Sequence[Tensor], epoch: int, index: int, plan: Plan) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from torch import nn
 from certifiers.attack import attack
 from certifiers.threat import threat
 from certprune.config import Adam, StageSettings
-from certprune.data import load_data
+from certprune.data import Split, load_data
 from certprune.objectives import build_objective
 from certprune.optimizers import Group
 from certprune.progress import Progress
@@ -77,8 +79,7 @@ def test_replays_keep_the_number_of_steps(digits, tmp_path):
                 seen.append(x.sum().item())
             return F.cross_entropy(model(x), y), {}
 
-    few = type("Data", (), {"train": digits.train, "validation": digits.validation})
-    few.train = type("Split", (), {"x": digits.train.x[:130], "y": digits.train.y[:130]})
+    few = dataclasses.replace(digits, train=Split(digits.train.x[:130], digits.train.y[:130]))
     stage = StageSettings(epochs=2, batch_size=32, optimizer=Adam(lr=5e-3))
     model = small_net()
     result = train(

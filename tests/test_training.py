@@ -24,7 +24,8 @@ def make_data(train_images=50, validation_images=20):
         x = torch.rand(count, 1, 4, 4, generator=generator)
         return SimpleNamespace(x=x, y=(x.flatten(1)[:, :8].sum(1) > 4).long())
 
-    return SimpleNamespace(train=split(train_images), validation=split(validation_images))
+    plain = {"augment": (), "extra": 0, "extra_share": 0.0}
+    return SimpleNamespace(train=split(train_images), validation=split(validation_images), **plain)
 
 
 def make_model():
