@@ -26,9 +26,9 @@ except ImportError:  # not a POSIX system: one writer at a time is then up to th
 REMEDY = "Nothing was changed. Restore the file from a copy, or move it away to certify these inputs again."
 
 
-def create(path: Path, first: Mapping[str, Any]) -> None:
-    """Make `path` with one line, wholly or not at all; its folder is made if need be."""
-    write_bytes(path, _line(first))
+def create(path: Path, *rows: Mapping[str, Any]) -> None:
+    """Make `path` with a line for each row, wholly or not at all; its folder is made if need be."""
+    write_bytes(path, b"".join(map(_line, rows)))
 
 
 def read(path: Path) -> tuple[list[dict[str, Any]], int]:

@@ -1,7 +1,6 @@
 """The cascade and radii from the command line: ledgers, tables, limits, curves, the page."""
 
 import csv
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -15,40 +14,17 @@ from certifiers.radius import read_radius_ledger
 from certifiers.stages import summarise_stages
 from certifiers.verdict import Ledger, Status, Verdict, read_ledger
 from certprune import reports
-from certprune.cli import main
 from certprune.radii import rounded_down
 from certprune.reports.ledgers import LedgerView
 from certprune.reports.read import read_run
 from certprune.reports.stages import stage_rows, stage_table
+from tests.commands import ONE_EPOCH, VARIANT, smoke_run
 from tests.run_folder import write_run
-from tests.test_cli import SMOKE, Cli
-
-VARIANT = "score-erk-0.8"
-
-
-@pytest.fixture
-def cli(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["certprune"])
-    return Cli(capsys)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("finished") / "smoke"
-    quick = ["pretrain.epochs=1", "prune.epochs=1", "finetune.epochs=1", "certify.count=8", f"output={folder}"]
-    with pytest.raises(SystemExit) as stopped:
-        main(["run", str(SMOKE), *quick])
-    assert stopped.value.code == 0
-    return folder
-
-
-@pytest.fixture
-def work(finished, tmp_path):
-    folder = Path(shutil.copytree(finished, tmp_path / "smoke"))
-    config = folder / "config.yaml"
-    config.write_text(config.read_text().replace(f"output: {finished}", f"output: {folder}"))
-    return folder
+    return smoke_run(tmp_path_factory.mktemp("finished") / "smoke", *ONE_EPOCH, "certify.count=8")
 
 
 def ledgers(work, pattern):

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,59 +17,14 @@ from certifiers.errors import InputError
 from certprune import runs
 from certprune.cli import main
 from certprune.progress import make_progress
-
-ROOT = Path(__file__).parent.parent
-SMOKE = ROOT / "configs" / "smoke.yaml"
-VARIANTS = ("score-erk-0.8", "magnitude-erk-0.8")
-
-
-class Cli:
-    """Runs commands in an empty folder; keeps exit code, output and errors of the last one."""
-
-    def __init__(self, capsys):
-        self.capsys = capsys
-
-    def __call__(self, *words):
-        self.capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            main([str(word) for word in words])
-        self.out, self.err = self.capsys.readouterr()
-        return stopped.value.code
-
-    def refuses(self, *words, saying=()):
-        """The command ends with code 2 and one paragraph that holds all of ``saying``."""
-        assert self(*words) == 2, (self.out, self.err)
-        assert self.err.startswith("Error: ") and "Traceback (most" not in self.err
-        assert "\n\n" not in self.err.strip(), "one paragraph"
-        for word in saying:
-            assert word in self.err, self.err
-
-
-@pytest.fixture
-def cli(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["certprune"])
-    return Cli(capsys)
+from tests.commands import ONE_EPOCH, ROOT, SMOKE, VARIANTS, smoke_run
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A finished run of the smoke recipe, cut down; tests work on copies."""
     folder = tmp_path_factory.mktemp("finished") / "smoke"
-    settings = ["pretrain.epochs=1", "prune.epochs=1", "finetune.epochs=1", "certify.count=10", f"output={folder}"]
-    with pytest.raises(SystemExit) as stopped:
-        main(["run", str(SMOKE), *settings])
-    assert stopped.value.code == 0
-    return folder
-
-
-@pytest.fixture
-def work(finished, tmp_path):
-    """A copy of the finished run, as if it had been made where it is."""
-    folder = Path(shutil.copytree(finished, tmp_path / "smoke"))
-    config = folder / "config.yaml"
-    config.write_text(config.read_text().replace(f"output: {finished}", f"output: {folder}"))
-    return folder
+    return smoke_run(folder, *ONE_EPOCH, "certify.count=10")
 
 
 def contents(folder):

@@ -4,7 +4,6 @@ import csv
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -22,47 +21,23 @@ from certifiers.smoothing import (
 )
 from certifiers.verdict import Status
 from certprune import reports
-from certprune.cli import main
 from certprune.recipes import dump_recipe, load_recipe
 from certprune.reports.curves import accuracy_at, rate_at
+from tests.commands import NOISY, SMOKE, VARIANT, ledger_path, smoke_run
 from tests.run_folder import write_run
-from tests.test_cli import Cli
 
-ROOT = Path(__file__).parent.parent
-SMOKE = ROOT / "configs" / "smoke.yaml"
-NOISY = ("objective={name: gaussian, sigma: 0.25}", "certify.eps=null")
 QUICK = ("pretrain.epochs=2", "prune.epochs=1", "finetune.epochs=1", "certify.smoothing.n=200")
 LOG = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
-VARIANT = "score-erk-0.8"
-
-
-@pytest.fixture
-def cli(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["certprune"])
-    return Cli(capsys)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run that was trained under noise and certified by smoothing; tests work on copies."""
-    folder = tmp_path_factory.mktemp("finished") / "noisy"
-    with pytest.raises(SystemExit) as stopped:
-        main(["run", str(SMOKE), *NOISY, *QUICK, "certify.smoothing.count=8", f"output={folder}"])
-    assert stopped.value.code == 0
-    return folder
-
-
-@pytest.fixture
-def work(finished, tmp_path):
-    folder = Path(shutil.copytree(finished, tmp_path / "noisy"))
-    config = folder / "config.yaml"
-    config.write_text(config.read_text().replace(f"output: {finished}", f"output: {folder}"))
-    return folder
+    return smoke_run(tmp_path_factory.mktemp("finished") / "noisy", *NOISY, *QUICK, "certify.smoothing.count=8")
 
 
 def ledger(folder, variant=VARIANT, name="smoothing-0.25"):
-    return folder / "certificates" / variant / f"{name}.jsonl"
+    return ledger_path(folder, name, variant)
 
 
 # ---- recipes

@@ -2,9 +2,6 @@
 
 import csv
 import re
-import shutil
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -20,45 +17,22 @@ from certifiers.smoothing import (
 )
 from certifiers.verdict import Status
 from certprune import reports
-from certprune.cli import main
 from certprune.recipes import dump_recipe, load_recipe
+from tests.commands import NOISY, SMOKE, VARIANT, ledger_path, smoke_run
 from tests.run_folder import write_run
-from tests.test_cli import Cli
 
-SMOKE = Path(__file__).parent.parent / "configs" / "smoke.yaml"
-NOISY = ("objective={name: gaussian, sigma: 0.25}", "certify.eps=null")
 EARLY = ("certify.smoothing.n=2000", "certify.smoothing.tolerance=0.05", "certify.smoothing.up_to=0.5")
-VARIANT = "score-erk-0.8"
-
-
-@pytest.fixture
-def cli(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["certprune"])
-    return Cli(capsys)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run certified with a stopping rule; tests work on copies."""
-    folder = tmp_path_factory.mktemp("finished") / "early"
     epochs = ("pretrain.epochs=2", "prune.epochs=1", "finetune.epochs=1", "certify.smoothing.count=8")
-    with pytest.raises(SystemExit) as stopped:
-        main(["run", str(SMOKE), *NOISY, *EARLY, *epochs, f"output={folder}"])
-    assert stopped.value.code == 0
-    return folder
-
-
-@pytest.fixture
-def work(finished, tmp_path):
-    folder = Path(shutil.copytree(finished, tmp_path / "early"))
-    config = folder / "config.yaml"
-    config.write_text(config.read_text().replace(f"output: {finished}", f"output: {folder}"))
-    return folder
+    return smoke_run(tmp_path_factory.mktemp("finished") / "early", *NOISY, *EARLY, *epochs)
 
 
 def ledger(folder, name="smoothing-0.25"):
-    return folder / "certificates" / VARIANT / f"{name}.jsonl"
+    return ledger_path(folder, name)
 
 
 # ---- recipes

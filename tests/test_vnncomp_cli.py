@@ -5,7 +5,6 @@ import gzip
 import importlib.util
 import json
 import shlex
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -24,48 +23,25 @@ from certifiers.vnncomp import (
     tool_name,
     verify,
 )
-from certprune.cli import main
 from certprune.data import load_data
 from certprune.reports import read_run
 from certprune.runs import open_run
-from tests.test_cli import Cli
+from tests.commands import ONE_EPOCH, ROOT, VARIANT, ledger_path, smoke_run
 
-ROOT = Path(__file__).parent.parent
-SMOKE = ROOT / "configs" / "smoke.yaml"
-VARIANT = "score-erk-0.8"
 VERIFY = shlex.join([sys.executable, str(ROOT / "run.py"), "verify"]) + " {onnx} {vnnlib} --timeout {timeout}"
 MARABOU = shlex.quote(str(Path(sys.executable).parent / "Marabou")) + " {onnx} {vnnlib} --timeout={timeout}"
 needs_marabou = pytest.mark.skipif(importlib.util.find_spec("maraboupy") is None, reason="no maraboupy here")
 
 
-@pytest.fixture
-def cli(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["certprune"])
-    return Cli(capsys)
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run certified by intervals alone and attacked in one step, which leaves images undecided."""
-    folder = tmp_path_factory.mktemp("finished") / "smoke"
     weak = ("certify.methods=[ibp]", "certify.attack_steps=1", "certify.eps=[0.02, 0.05]", "certify.count=30")
-    with pytest.raises(SystemExit) as stopped:
-        main(["run", str(SMOKE), "pretrain.epochs=1", "prune.epochs=1", "finetune.epochs=1", *weak, f"output={folder}"])
-    assert stopped.value.code == 0
-    return folder
-
-
-@pytest.fixture
-def work(finished, tmp_path):
-    folder = Path(shutil.copytree(finished, tmp_path / "smoke"))
-    config = folder / "config.yaml"
-    config.write_text(config.read_text().replace(f"output: {finished}", f"output: {folder}"))
-    return folder
+    return smoke_run(tmp_path_factory.mktemp("finished") / "smoke", *ONE_EPOCH, *weak)
 
 
 def ledger(work, name="eps-0.05"):
-    return work / "certificates" / VARIANT / f"{name}.jsonl"
+    return ledger_path(work, name)
 
 
 def undecided(path):
