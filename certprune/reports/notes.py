@@ -19,6 +19,7 @@ METHODS = {
     "alpha-crown": "CROWN with the slopes of its lower bounds optimised for each image",
     "exact": "complete search by branch and bound; what it finds is run through the network before it counts",
     "lirpa-alpha-crown": "the same by auto_LiRPA",
+    "attack": "projected gradient descent alone, which proves nothing",
     "autoattack": "the ensemble of attacks AutoAttack, whose finds are run through the network before they count",
     "symbolic": "forward affine forms with error terms (symbolic intervals)",
 }
