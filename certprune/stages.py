@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from certifiers.errors import InputError
+from certifiers.errors import InputError, UnsupportedLayer
 from certprune.config import Recipe, VariantSettings
 from certprune.initialisation import initialise
 from certprune.masker import Loss, Masker
@@ -33,7 +33,7 @@ from certprune.masks import (
     weight_parameters,
 )
 from certprune.models import build_model
-from certprune.objectives import build_objective
+from certprune.objectives import build_objective, needs_bounds
 from certprune.optimizers import Group
 from certprune.progress import Progress
 from certprune.pruning import SCHEDULES, select_layers, weight_gradients
@@ -69,16 +69,34 @@ def new_model(recipe: Recipe, data: Any) -> nn.Module:
 
 def check_network(recipe: Recipe, data: Any) -> None:
     """Raise :class:`InputError` now, not after training, if the network cannot be built, pruned, bounded."""
-    from certifiers import bounds
-
     model = new_model(recipe, data)
-    if recipe.eps_grid and set(bounds.METHODS).intersection(recipe.certify.methods):
-        bounds.trace(model, data.shape)
+    _check_bounds(recipe, model, data.shape)
     for variant in recipe.variants:
         if not variant.dense:
             # Any gradients will do: how many weights each layer keeps, and where they may lie, is what can go wrong.
             layers = select_layers(model, recipe.prune.layers, recipe.prune.exclude)
             _sparsify(recipe, variant, copy.deepcopy(model), weight_gradients(model, list(layers), ()))
+
+
+def _check_bounds(recipe: Recipe, model: nn.Module, shape: tuple[int, int, int]) -> None:
+    """Raise InputError if something in the recipe needs bounds of a layer whose bounds are not known."""
+    from certifiers import bounds
+
+    wanted = {name for name in recipe.certify.methods if recipe.eps_grid and name in bounds.METHODS}
+    needing = [f"certify.methods ({', '.join(sorted(wanted))})"] if wanted else []
+    stages = [("pretrain", None), *((stage, v) for stage in ("prune", "finetune") for v in recipe.variants)]
+    objectives = {settings["name"]: settings for place in stages for settings in [recipe.stage_objective(*place)]}
+    needing += [f"the objective {name}" for name, of in objectives.items() if needs_bounds(build_objective(of))]
+    if not needing:
+        return
+    try:
+        bounds.trace(model, shape)
+    except UnsupportedLayer as error:
+        raise UnsupportedLayer(
+            f"{' and '.join(needing)} cannot be had of the model {recipe.model.name}. {error} Without bounds a network "
+            "can be trained by benign, adversarial, trades, free and the objectives of smoothing, and certified by "
+            "smoothing; certify: {methods: [attack]} attacks without proving."
+        ) from error
 
 
 def run_stages(

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from certifiers.bounds import margin_lower_bounds
+from certifiers.certification import certify
 from certifiers.errors import InputError, UnsupportedLayer
 from certifiers.threat import LinfBall
+from certifiers.verdict import Status
 from certprune.initialisation import initialise
 from certprune.masks import materialize, score_parameters, sparsify
 from certprune.models import build_model
-from certprune.objectives import OBJECTIVES, build_objective
+from certprune.objectives import OBJECTIVES, build_objective, needs_bounds
+from certprune.recipes import parse_recipe
+from certprune.stages import check_network
 
 from .test_objectives import ALL
 
@@ -151,6 +157,7 @@ def test_every_objective_trains_scores_or_says_why_not(name):
     for objective in OBJECTIVES:
         settings = {**ALL[objective], **({"images": 1} if objective == "mixtrain" else {})}
         step = build_objective(settings)
+        assert needs_bounds(step) == (objective in NEEDS_BOUNDS)
         if name in UNBOUNDED and objective in NEEDS_BOUNDS:
             with pytest.raises(UnsupportedLayer, match=UNBOUNDED[name]):
                 step(model, x, y, 1.0)
@@ -160,6 +167,25 @@ def test_every_objective_trains_scores_or_says_why_not(name):
         loss.backward()
         grads = [s.grad for s in score_parameters(model)]
         assert all(g is not None and g.isfinite().all() for g in grads), objective
+
+
+@pytest.mark.parametrize(
+    ("objective", "certify", "says"),
+    [
+        ("ibp", {"methods": ["attack"]}, "the objective ibp cannot be had of the model torchvision:squeezenet1_1"),
+        ("adversarial", {"methods": ["crown"]}, r"certify.methods \(crown\) cannot"),
+        ("adversarial", {"methods": ["attack"]}, None),
+        ("gaussian", {}, None),
+    ],
+)
+def test_a_recipe_says_before_training_what_cannot_be_bounded(objective, certify, says):
+    content = {"name": "r", "data": {"name": "x"}, "model": {"name": "torchvision:squeezenet1_1"}}
+    recipe = parse_recipe({**content, "objective": ALL[objective], "certify": certify, "variants": [{"dense": True}]})
+    data = SimpleNamespace(shape=(3, 32, 32), classes=10)
+    if says is None:
+        return check_network(recipe, data)
+    with pytest.raises(UnsupportedLayer, match=says + r".*methods: \[attack\]"):
+        check_network(recipe, data)
 
 
 @pytest.mark.parametrize("name", sorted(TINY))
@@ -178,3 +204,16 @@ def test_bounds_hold_on_sampled_points(name):
         margin = logits.gather(1, y[:, None]) - logits
         for bound in lower.values():
             assert (margin >= bound - 1e-4 * (1 + bound.abs())).all()
+
+
+def test_an_attack_alone_never_certifies():
+    shape = SHAPES["torchvision:squeezenet1_1"]
+    model = build_model("torchvision:squeezenet1_1", shape, 3).eval()
+    x = torch.rand(4, *shape)
+    y = model(x).argmax(1)
+    y[0] = (y[0] + 1) % 3
+    verdicts = certify(model, x, y, LinfBall(0.001), "attack", attack_steps=2)
+    assert verdicts[0].status == Status.misclassified
+    assert all(v.status in (Status.unknown, Status.falsified) and v.method == "attack" for v in verdicts[1:])
+    far = certify(model, x, y, LinfBall(1.0), "attack", attack_steps=20)
+    assert sum(v.status == Status.falsified for v in far) >= 1

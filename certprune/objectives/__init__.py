@@ -37,7 +37,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "smoothadv": SmoothAdv,
 }
 
-__all__ = ["OBJECTIVES", "Objective", "Ramp", "RobustObjective", "Weight", "build_objective"]
+__all__ = ["OBJECTIVES", "Objective", "Ramp", "RobustObjective", "Weight", "build_objective", "needs_bounds"]
 
 
 def build_objective(settings: dict[str, Any]) -> Objective:
@@ -56,6 +56,11 @@ def build_objective(settings: dict[str, Any]) -> Objective:
     except ValidationError as error:
         mistakes = "; ".join(_mistake(e, kind) for e in error.errors())
         raise InputError(f"objective '{settings['name']}': {mistakes}.") from error
+
+
+def needs_bounds(objective: Objective) -> bool:
+    """Whether the loss is made of bounds, so that every layer of the network must be one whose bounds are known."""
+    return isinstance(objective, (IBP, MixTrain))
 
 
 def _mistake(error: dict[str, Any], kind: type[Objective]) -> str:
