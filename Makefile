@@ -65,10 +65,15 @@ results/hydra.md: venv ## learned scores against least magnitude on Fashion-MNIS
 
 # Some hours on two cores; interrupted, the same command goes on. `make -j2` runs two at a time, one thread each.
 OBJECTIVES := $(foreach family,$(FAMILIES),$(foreach seed,$(SEEDS),runs/$(family)-$(seed)))
-.PHONY: $(OBJECTIVES)
-$(OBJECTIVES): runs/%: venv
+PRUNING := $(foreach seed,$(SEEDS),runs/pruning-$(seed))
+.PHONY: $(OBJECTIVES) $(PRUNING)
+$(OBJECTIVES) $(PRUNING): runs/%: venv
 	$(RUN) run.py run configs/fashion_mnist/$(basename $(subst -,.,$*)).yaml \
 	  seed=$(lastword $(subst -, ,$*)) output=$@ threads=1
 
 results/objectives.md: $(OBJECTIVES) ## four families of objectives on Fashion-MNIST, dense and pruned, three seeds
 	$(RUN) run.py compare $(OBJECTIVES) --title "Four families of objectives, Fashion-MNIST" -o $@
+
+# A day on two cores with `make -j2`; interrupted, the same command goes on.
+results/pruning.md: $(PRUNING) ## criteria by budgets by sparsities on Fashion-MNIST, three seeds
+	$(RUN) run.py table $(PRUNING) --title "What to prune by, and how much of each layer: Fashion-MNIST" -o $@

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import nn
 
 from certifiers.errors import InputError, UnsupportedLayer
 from certprune.config import Recipe, VariantSettings
+from certprune.data.batches import Batches
 from certprune.initialisation import initialise
 from certprune.masker import Loss, Masker
 from certprune.masks import (
@@ -191,14 +193,11 @@ def _gradients(recipe: Recipe, variant: VariantSettings, model: nn.Module, data:
     """Of the prune stage's objective at its final eps and weights, over the first batches of a seeded order."""
     objective = build_objective(recipe.stage_objective("prune", variant))
     torch.manual_seed(recipe.seed)  # objectives may draw noise
-    count = len(data.train.y)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(recipe.seed))
-    chosen = order.split(min(recipe.prune.batch_size, count))[: recipe.prune.batches]
-    device = next(model.parameters()).device
+    batches = Batches(data, recipe.prune.batch_size, next(model.parameters()).device)
+    chosen = islice(batches.epoch(torch.Generator().manual_seed(recipe.seed)), recipe.prune.batches)
 
     def losses() -> Iterator[Loss]:
-        for batch in chosen:
-            x, y = data.train.x[batch].to(device), data.train.y[batch].to(device)
+        for x, y in chosen:
             yield lambda net, x=x, y=y: objective(net, x, y, 1.0)[0]
 
     layers = select_layers(model, recipe.prune.layers, recipe.prune.exclude)
