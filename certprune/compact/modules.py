@@ -12,7 +12,7 @@ from torch import Tensor
 from certifiers.bounds.nonlinear import MaxPool2d, ReLU
 from certifiers.bounds.operations import Add, AveragePool2d, Conv2d, Linear, Reshape, Scale, Select
 from certifiers.errors import InputError
-from certprune.compact.steps import Step, Steps
+from certprune.compact.steps import Step, Steps, consumers
 
 Described = list[tuple[dict[str, Any], dict[str, Tensor]]]  # one or more layers in a row, each with its tensors
 
@@ -25,10 +25,15 @@ def described(steps: Steps) -> tuple[list[dict[str, Any]], list[dict[str, Tensor
     rows: list[dict[str, Any]] = []
     tensors: list[dict[str, Tensor]] = []
     where = {0: 0}
+    readers = consumers(steps)
     for place, step in enumerate(steps[1:], start=1):
         inputs = [where[i] for i in step.inputs]
+        source = step.inputs[0]
+        # An activation may overwrite a fresh result that nobody else reads, which saves a pass over memory.
+        own = isinstance(steps[source].operation, (Linear, Conv2d, Scale, Add)) and len(readers[source]) == 1
         for row, held in LAYERS[type(step.operation)](step):
-            rows.append({**row, "inputs": inputs})
+            in_place = {"inplace": True} if isinstance(step.operation, ReLU) and own else {}
+            rows.append({**row, **in_place, "inputs": inputs})
             tensors.append(held)
             inputs = [len(rows)]
         where[place] = len(rows)
