@@ -39,7 +39,9 @@ def certify(
     """One verdict per input, in the order of `x`; without those that the end of `run_seconds` left undecided.
 
     An input is *certified* only if its prediction is right and, for every other class, one method's lower
-    bound of logit[label] - logit[class] over the whole threat set is finite and above 0: ties never certify.
+    bound of logit[label] - logit[class] over the whole threat set is finite and above 0: ties never certify. The
+    bounds hold in exact arithmetic, whatever rounding did to their computation (certifiers.bounds.rounding), save
+    those of symbolic and of the lirpa methods, where it is not accounted for.
     The same inputs get the same attacks however they are batched.
 
     Args:

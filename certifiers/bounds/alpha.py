@@ -59,17 +59,12 @@ def alpha_margins(
     if open_.any() and not ascent.late:
         left = samples[open_].unique()
         place = torch.full_like(y, -1).index_put((left,), torch.arange(len(left), device=y.device))
-        smaller = optimised_intervals(network, _select(intervals, left), ascent)
+        smaller = optimised_intervals(network, intervals.select(left), ascent)
         again = optimised_bounds(
             network, last, rows[open_], place[samples[open_]], smaller, ascent, ascent.iterations, target=0.0
         )
         found[open_] = torch.maximum(found[open_], again)
     return spread_chosen(found, samples, wrong, y, classes)
-
-
-def _select(intervals: Intervals, samples: Tensor) -> Intervals:
-    boxes = [Interval(box.centre[samples], box.radius[samples]) for box in intervals.boxes]
-    return Intervals(intervals.region.select(samples), boxes, intervals.exact)
 
 
 def optimised_bounds(
@@ -185,17 +180,12 @@ def optimised_intervals(network: Network, intervals: Intervals, ascent: Ascent) 
 
 def _refresh(network: Network, place: int, intervals: Intervals) -> Interval:
     """The box of a node cut to what interval arithmetic makes of the (smaller) boxes before it."""
-    old = intervals.boxes[place]
-    boxes: dict[int, Interval] = {}
+    new = intervals
     for i in range(1, place + 1):
-        new = network.operations[i].interval(*(boxes.get(j, intervals.boxes[j]) for j in network.nodes[i].inputs))
-        boxes[i] = _meet(new, intervals.boxes[i])
-    return boxes.get(place, old)
-
-
-def _meet(a: Interval, b: Interval) -> Interval:
-    lower, upper = torch.maximum(a.lower, b.lower), torch.minimum(a.upper, b.upper)
-    return Interval.between(lower, torch.maximum(lower, upper))  # rounding may turn a point inside out
+        box, old = new.refresh(network, i).boxes[i], intervals.boxes[i]
+        lower, upper = torch.maximum(box.lower, old.lower), torch.minimum(box.upper, old.upper)
+        new = new.replace(i, new.between(lower, torch.maximum(lower, upper)))  # rounding may turn a point inside out
+    return new.boxes[place]
 
 
 def _optimised_box(network, place, box, samples, units, intervals, ascent) -> Interval:
@@ -211,4 +201,4 @@ def _optimised_box(network, place, box, samples, units, intervals, ascent) -> In
         old = flat[samples, units]
         better = torch.maximum(old, found) if sign > 0 else torch.minimum(old, found)
         ends.append(flat.index_put((samples, units), torch.where(found.isfinite(), better, old)).reshape(end.shape))
-    return Interval.between(ends[0], torch.maximum(*ends))
+    return intervals.between(ends[0], torch.maximum(*ends))

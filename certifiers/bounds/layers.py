@@ -73,9 +73,11 @@ def _normalise(mean, var, weight, bias, eps: float, dims: int) -> Scale:
     scale = torch.rsqrt(var + eps)
     if weight is not None:
         scale = scale * weight
-    shift = -mean * scale if bias is None else bias - mean * scale
+    moved = mean * scale
+    shift = -moved if bias is None else bias - moved
+    parts = moved.abs() if bias is None else moved.abs() + bias.abs()
     shape = (-1,) + (1,) * (dims - 1)
-    return Scale(scale.reshape(shape), shift.reshape(shape))
+    return Scale(scale.reshape(shape), shift.reshape(shape), parts.reshape(shape))
 
 
 def batch_norm_module(b, node, m, x) -> Converted:

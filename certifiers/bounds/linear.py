@@ -43,21 +43,29 @@ def lower_bounds(
         ``(batch or len(samples), rows)``.
     """
     pending: dict[int, Tensor] = {place: rows}
-    constant: Tensor | float = 0.0
+    constant = rows.new_zeros(rows.shape[:2])
+    tally = intervals.tally(network, samples)
     for i in range(place, 0, -1):
         if i not in pending:
             continue
         operation, inputs = network.operations[i], network.nodes[i].inputs
         box = _of(intervals.boxes[inputs[0]], samples) if isinstance(operation, NONLINEAR) else None
         row, chosen = pending.pop(i), None if slopes is None else slopes.get(i)
+        if tally is not None:
+            tally.carried(i, row)
         parts, added = operation.backward(row, box) if chosen is None else operation.backward(row, box, chosen)
         constant = constant + added
+        if tally is not None:
+            tally.passed(i, inputs, added, pending)
         for j, part in zip(inputs, parts, strict=True):
             pending[j] = pending[j] + part if j in pending else part
-    if 0 not in pending:  # nothing depends on the input
-        return constant
-    region = intervals.region if samples is None else intervals.region.select(samples)
-    return region.minimum(pending[0]) + constant
+    bound = constant
+    if 0 in pending:  # else nothing depends on the input
+        region = intervals.region if samples is None else intervals.region.select(samples)
+        bound = region.minimum(pending[0]) + constant
+        if tally is not None:
+            tally.carried(0, pending[0])
+    return bound if tally is None else tally.below(bound)
 
 
 def elided_bounds(network: Network, rows: Tensor, intervals: Intervals) -> Interval:
@@ -69,23 +77,30 @@ def elided_bounds(network: Network, rows: Tensor, intervals: Intervals) -> Inter
     pending: dict[int, Tensor] = {len(network.nodes) - 1: rows}
     centre: Tensor | float = 0.0
     radius: Tensor | float = 0.0
+    tally = intervals.tally(network)
     for i in range(len(network.nodes) - 1, -1, -1):
         if i not in pending:
             continue
         row = pending.pop(i)
+        ends_here = i == 0 or isinstance(network.operations[i], NONLINEAR)
+        if tally is not None:
+            tally.carried(i, row, ends_here)
         if i == 0:
             box = Interval.between(intervals.region.minimum(row), -intervals.region.minimum(-row))
             centre, radius = centre + box.centre, radius + box.radius
-        elif isinstance(network.operations[i], NONLINEAR):
+        elif ends_here:
             flat, box = row.flatten(2), intervals.boxes[i]
             centre = centre + (flat @ box.centre.flatten(1).unsqueeze(2)).squeeze(2)
             radius = radius + (flat.abs() @ box.radius.flatten(1).unsqueeze(2)).squeeze(2)
         else:
+            inputs = network.nodes[i].inputs
             parts, added = network.operations[i].backward(row)
             centre = centre + added
-            for j, part in zip(network.nodes[i].inputs, parts, strict=True):
+            if tally is not None:
+                tally.passed(i, inputs, added, pending)
+            for j, part in zip(inputs, parts, strict=True):
                 pending[j] = pending[j] + part if j in pending else part
-    return Interval(centre, radius)
+    return Interval(centre, radius if tally is None else radius + tally.loss(centre.abs() + radius))
 
 
 def crown_intervals(network: Network, intervals: Intervals, memory_mb: float, meet: bool = False) -> Intervals:
@@ -100,9 +115,8 @@ def crown_intervals(network: Network, intervals: Intervals, memory_mb: float, me
     for place in range(1, len(network.nodes)):
         if intervals.exact[place]:
             continue
-        boxes = intervals.boxes
-        box = network.operations[place].interval(*(boxes[i] for i in network.nodes[place].inputs))
-        intervals = intervals.replace(place, box)
+        intervals = intervals.refresh(network, place)
+        box = intervals.boxes[place]
         if place not in in_front:
             continue
         # MaxPool has no stable units: its windows compare every box.
@@ -120,7 +134,7 @@ def crown_intervals(network: Network, intervals: Intervals, memory_mb: float, me
             old.flatten(1).index_put((samples, units), values).reshape(old.shape)
             for old, values in zip((box.lower, box.upper), found, strict=True)
         )
-        intervals = intervals.replace(place, Interval.between(lower, torch.maximum(lower, upper)))
+        intervals = intervals.replace(place, intervals.between(lower, torch.maximum(lower, upper)))
     return intervals
 
 

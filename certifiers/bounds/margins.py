@@ -27,11 +27,13 @@ def margin_lower_bounds(
     method: str = "crown-ibp",
     memory_mb: float = 512,
     classes: Tensor | None = None,
+    account_for_rounding: bool = False,
 ) -> Tensor:
     """Lower bounds of every margin over all inputs the threat model allows.
 
     Guarantee: for every x' in the threat set (cut to [0, 1]) and every class j, in exact arithmetic,
-    ``logit(x')[y] - logit(x')[j] >= result[j]``. Differentiable in x, weights and mask scores.
+    ``logit(x')[y] - logit(x')[j] >= result[j]``, up to the rounding of the computation; with
+    ``account_for_rounding`` without exception. Differentiable in x, weights and mask scores.
 
     Args:
         model: any traceable ``nn.Module`` with inputs in [0, 1]; in training mode BatchNorm uses x's statistics.
@@ -42,6 +44,8 @@ def margin_lower_bounds(
             bounds for unstable units of every layer too), "symbolic" (symbolic intervals: one slope per unit).
         memory_mb: "crown" and "symbolic" work through units in chunks of about this many megabytes.
         classes: ``(batch, classes)`` bool, the margins to bound; None: all. What is not asked for takes no row.
+        account_for_rounding: take from every bound what rounding may have added to it (rounding.py); not for
+            "symbolic".
 
     Returns:
         ``(batch, classes)``; 0 in column y, -inf where ``classes`` is False.
@@ -52,8 +56,10 @@ def margin_lower_bounds(
     """
     if method not in METHODS:
         raise InputError(f"method should be one of {', '.join(METHODS)}, but is '{method}'.")
+    if account_for_rounding and method == "symbolic":
+        raise InputError("Rounding is not accounted for by the method symbolic; take ibp, crown-ibp or crown.")
     network = trace(model, tuple(x.shape[1:])).bind(x if needs_clean_batch(model) else None)
-    intervals = propagate(network, Region.of(x, threat))
+    intervals = propagate(network, Region.of(x, threat, account_for_rounding), account_for_rounding)
     if method == "ibp":
         return only(interval_margins(network, intervals, y), y, classes)
     if method == "symbolic":

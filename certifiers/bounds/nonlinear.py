@@ -6,12 +6,13 @@ Here ``backward`` needs the Interval of the layer's input, and the rows it gives
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .operations import Interval, total
+from .operations import Interval, total, total_terms
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,13 @@ class ReLU:
     """``max(x, slope * x)`` with 0 <= slope <= 1: ReLU and LeakyReLU."""
 
     slope: float = 0.0
+    terms: ClassVar[int] = 2
+
+    def backward_terms(self, shape: tuple[int, ...]) -> int:
+        return 0  # its products and its constant are known better, see rounding.Tally.passed
+
+    def reach(self, size: Tensor) -> Tensor:
+        return size
 
     def forward(self, x: Tensor) -> Tensor:
         return F.leaky_relu(x, self.slope) if self.slope else F.relu(x)
@@ -114,6 +122,13 @@ class MaxPool2d:
     padding: tuple[int, int]
     dilation: tuple[int, int]
     ceil_mode: bool
+    terms: ClassVar[int] = 2
+
+    def backward_terms(self, shape: tuple[int, ...]) -> int:
+        return self.kernel[0] * self.kernel[1] + total_terms(shape)  # a pixel may win in several windows
+
+    def reach(self, size: Tensor) -> Tensor:
+        return self.forward(size)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.max_pool2d(x, self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode)

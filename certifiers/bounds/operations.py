@@ -12,12 +12,18 @@ An operation holds concrete tensors (the effective weights of one step) and no s
 ``backward(rows, box)``
     for ``rows . output >= sum_i rows_i . input_i + constant`` everywhere in the boxes: the coefficients of
     each input, ``(samples, rows, *shape)``, and the constant, ``(samples, rows)``. Affine layers are exact and
-    ignore ``box``; for the others ``box`` is the Interval of their input, of the same samples.
+    ignore ``box``; for the others ``box`` is the Interval of their input, of the same samples;
+``reach(*sizes)``, ``terms``, ``backward_terms(shape)``
+    for rounding.py: the sum of the absolute values that an output is made of, for inputs no larger than ``sizes``;
+    of how many terms an output is the sum at most; of how many terms a coefficient or the constant that ``backward``
+    gives is, for an output of ``shape`` (0: rows are passed on as they are).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -51,8 +57,16 @@ class Interval:
 
 
 def total(rows: Tensor) -> Tensor:
-    """Sum over everything but samples and rows: ``(samples, rows, *shape)`` to ``(samples, rows)``."""
-    return rows.flatten(2).sum(2)
+    """Sum over everything but samples and rows: ``(samples, rows, *shape)`` to ``(samples, rows)``.
+
+    In two steps, so that no sum has more than :func:`total_terms` terms.
+    """
+    return (rows.flatten(3).sum(3) if rows.dim() > 3 else rows).sum(2)
+
+
+def total_terms(shape: tuple[int, ...]) -> int:
+    """How many roundings a :func:`total` over ``shape`` may gather."""
+    return shape[0] + prod(shape[1:])
 
 
 def _fold(function, rows: Tensor) -> Tensor:
@@ -61,10 +75,24 @@ def _fold(function, rows: Tensor) -> Tensor:
     return out.unflatten(0, rows.shape[:2])
 
 
+def _absolute(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.abs()
+
+
 @dataclass(frozen=True)
 class Linear:
     weight: Tensor  # (out, in)
     bias: Tensor | None
+
+    @property
+    def terms(self) -> int:
+        return self.weight.shape[1] + 1
+
+    def backward_terms(self, shape: tuple[int, ...]) -> int:
+        return self.weight.shape[0]
+
+    def reach(self, size: Tensor) -> Tensor:
+        return F.linear(size, self.weight.abs(), _absolute(self.bias))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
@@ -93,6 +121,20 @@ class Conv2d:
     dilation: tuple[int, int]
     groups: int
     input_size: tuple[int, int]
+
+    @property
+    def terms(self) -> int:
+        return self.weight[0].numel() + 1
+
+    def backward_terms(self, shape: tuple[int, ...]) -> int:
+        outputs, _, *kernel = self.weight.shape
+        # So many windows of one output channel read the same pixel.
+        windows = [-(-size // stride) for size, stride in zip(kernel, self.stride, strict=True)]
+        constant = 0 if self.bias is None else total_terms(shape)
+        return max(outputs // self.groups * windows[0] * windows[1], constant)
+
+    def reach(self, size: Tensor) -> Tensor:
+        return self._convolve(size, self.weight.abs(), _absolute(self.bias))
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
@@ -135,10 +177,21 @@ class Conv2d:
 
 @dataclass(frozen=True)
 class Scale:
-    """``scale * x + shift``, elementwise: normalisation, BatchNorm at fixed statistics, constants."""
+    """``scale * x + shift``, elementwise: normalisation, BatchNorm at fixed statistics, constants.
+
+    ``parts``: the sum of the absolute values that ``shift`` was computed from; None: it was given.
+    """
 
     scale: Tensor | float  # tensors broadcast against (*shape)
     shift: Tensor | float
+    parts: Tensor | None = None
+    terms: ClassVar[int] = 8  # the scale of BatchNorm is a rounded square root, quotient and product
+
+    def backward_terms(self, shape: tuple[int, ...]) -> int:
+        return self.terms + total_terms(shape)
+
+    def reach(self, size: Tensor) -> Tensor:
+        return size * abs(self.scale) + (abs(self.shift) if self.parts is None else self.parts)
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.scale + self.shift
@@ -161,6 +214,16 @@ class AveragePool2d:
     rows: Tensor  # (out height, height)
     columns: Tensor  # (out width, width)
 
+    @property
+    def terms(self) -> int:
+        return sum(self.rows.shape) + sum(self.columns.shape)
+
+    def backward_terms(self, shape: tuple[int, ...]) -> int:
+        return self.terms
+
+    def reach(self, size: Tensor) -> Tensor:
+        return self.forward(size)
+
     def forward(self, x: Tensor) -> Tensor:
         return self.rows @ x @ self.columns.T
 
@@ -177,6 +240,13 @@ class AveragePool2d:
 class Reshape:
     before: tuple[int, ...]
     after: tuple[int, ...]
+    terms: ClassVar[int] = 0
+
+    def backward_terms(self, shape: tuple[int, ...]) -> int:
+        return 0
+
+    def reach(self, size: Tensor) -> Tensor:
+        return self.forward(size)
 
     def forward(self, x: Tensor) -> Tensor:
         return x.reshape(x.shape[0], *self.after)
@@ -196,6 +266,13 @@ class Select:
 
     index: Tensor  # (features,)
     before: int
+    terms: ClassVar[int] = 0
+
+    def backward_terms(self, shape: tuple[int, ...]) -> int:
+        return 0
+
+    def reach(self, size: Tensor) -> Tensor:
+        return self.forward(size)
 
     def forward(self, x: Tensor) -> Tensor:
         return x.index_select(1, self.index)
@@ -214,6 +291,13 @@ class Add:
     """``a + sign * b`` of two computed tensors of one shape (residual connections)."""
 
     sign: float = 1.0
+    terms: ClassVar[int] = 2
+
+    def backward_terms(self, shape: tuple[int, ...]) -> int:
+        return 0  # both sides take the rows as they are
+
+    def reach(self, a: Tensor, b: Tensor) -> Tensor:
+        return a + b
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return a + self.sign * b

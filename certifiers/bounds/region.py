@@ -22,10 +22,16 @@ class Region(NamedTuple):
     eps: float | Tensor | None = None
 
     @staticmethod
-    def of(x: Tensor, threat) -> Region:
-        """The region of inputs ``x`` (batch, *shape) under a threat model (LinfBall or L2Ball)."""
+    def of(x: Tensor, threat, account_for_rounding: bool = False) -> Region:
+        """The region of inputs ``x`` (batch, *shape) under a threat model (LinfBall or L2Ball).
+
+        With ``account_for_rounding`` it is larger by what rounding may take from the ends of the box and from eps.
+        """
         box = Interval.between(*threat.box(x))
         eps = threat.eps.flatten(1) if isinstance(threat.eps, Tensor) and threat.eps.dim() else threat.eps
+        if account_for_rounding:
+            spare = 8 * torch.finfo(x.dtype).eps
+            box, eps = Interval(box.centre, box.radius + spare * (1.0 + threat.eps)), eps * (1 + spare)
         return Region(box, x, eps) if threat.norm == "l2" else Region(box)
 
     def select(self, samples: Tensor) -> Region:

@@ -15,6 +15,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from certifiers.bounds import rounding
+
 from .reduced import Reduced, Rows
 
 
@@ -70,7 +72,10 @@ class Bound:
 
 
 def bound(problem: Reduced, rows: Rows, domains: Domains) -> Bound:
-    """Lower bounds of ``rows``, one for each of ``domains``, with the alpha and beta that these hold."""
+    """Lower bounds of ``rows``, one for each of ``domains``, with the alpha and beta that these hold.
+
+    They hold in exact arithmetic: what rounding may have cost is taken off.
+    """
     lower, upper, alpha = domains.lower, domains.upper, domains.alpha
     pull = domains.sign * domains.beta
     inputs, constant = rows.inputs, rows.constant
@@ -80,6 +85,8 @@ def bound(problem: Reduced, rows: Rows, domains: Domains) -> Bound:
     chord = above / (above - below).clamp(min=torch.finfo(lower.dtype).tiny)
     slope = torch.where(lower >= 0, 1.0, torch.where(upper <= 0, 0.0, alpha))
     intercept = -chord * below
+    spare = rounding.gamma(_terms(problem), lower.dtype)
+    lost = rows.error + spare * problem.reach(rows)
     for index in range(len(problem.levels) - 1, -1, -1):
         level, row = problem.levels[index], pending[index]
         met[index] = row
@@ -88,10 +95,23 @@ def bound(problem: Reduced, rows: Rows, domains: Domains) -> Bound:
         before = problem.before[level]
         constant = constant + (negative * intercept[:, level]).sum(1) + z @ before.constant
         inputs = inputs + z @ before.inputs
+        with torch.no_grad():
+            size = z.abs()
+            lost = lost + size @ (before.error + spare * problem.unit_reach[level])
+            lost = lost + spare * ((row.abs() + size + pull[:, level].abs()) @ (2 * problem.unit_size[level]))
         for earlier in range(index):
             pending[earlier] = pending[earlier] + z @ before.units[:, problem.levels[earlier]]
     value = problem.region.minimum(inputs.unsqueeze(0)).squeeze(0) + constant
+    with torch.no_grad():
+        lost = lost + spare * (inputs.abs() @ problem.pixel_size + constant.abs())
+    value = value - 1.01 * lost
     return Bound(value, torch.cat(met, 1) if met else rows.units, inputs)
+
+
+def _terms(problem: Reduced) -> int:
+    """Of how many terms any sum in :func:`bound` is made at most."""
+    pixels, units = problem.before.inputs.shape[1], len(problem.lower)
+    return pixels + units + 2 * len(problem.levels)
 
 
 def improve(

@@ -29,10 +29,11 @@ def decide(
 ) -> Outcome:
     """Whether the network predicts ``y`` for every input that ``threat`` allows around ``x`` (*shape), in [0, 1].
 
-    Complete: given time it ends with a proof or with an input that breaks it. Everything is computed in float64,
-    for the network whose weights are ``model``'s. ``proven`` is True only if every margin against ``classes``
-    (default: all others) is positive on the whole region; it is False only with a witness on which the float64
-    network does not predict ``y`` (a tie is broken too).
+    Complete: given time it ends with a proof or with an input that breaks it (only a margin within rounding of 0 is
+    left open). Everything is computed in float64, for the network whose weights are ``model``'s. ``proven`` is True
+    only if every margin against ``classes`` (default: all others) is positive on the whole region, in exact
+    arithmetic: rounding, and the tolerances of linear programs, are accounted for. It is False only with a witness on
+    which the float64 network does not predict ``y`` (a tie is broken too).
 
     Args:
         model: (batch, *shape) -> logits, in eval mode with plain weights; not changed.
@@ -64,7 +65,7 @@ def decide(
             logits = exact(point.reshape(image.shape))[0]
         return bool((rows[0] @ logits <= 0).any())
 
-    region = Region.of(image, threat)
+    region = Region.of(image, threat, account_for_rounding=True)
     return decide_rows(network, region, rows[0], torch.zeros(len(rows[0])).to(rows), deadline, broken)
 
 
@@ -85,10 +86,11 @@ def decide_rows(
         rows: (questions, outputs); offset: (questions,).
         deadline: of ``time.monotonic``.
         confirm: whether an input (pixels,) really breaks the property; only then is it a witness.
-        intervals: boxes of all nodes over the region, in float64, where the caller has them; CROWN's else.
+        intervals: boxes of all nodes over the region, in float64 and with rounding accounted for, where the caller
+            has them; CROWN's else.
     """
-    if intervals is None:
-        intervals = crown_intervals(network, propagate(network, region), MEMORY_MB)
+    if intervals is None or intervals.reach is None:
+        intervals = crown_intervals(network, propagate(network, region, account_for_rounding=True), MEMORY_MB)
     problem = reduce(network, intervals, rows, offset)
     with torch.enable_grad():
         return search(problem, deadline, confirm)

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from scipy.optimize import linprog
 from torch import Tensor
 
 from .bounding import Bound, Domains, bound, crown_slopes, improve, tighten
 from .branching import asked_of, choose, free, halves
-from .milp import least_value
+from .milp import lowest
 from .reduced import Reduced, Rows
 
 BATCH = 256  # domains bounded together
 TIGHTEN_STEPS, ROOT_STEPS, STEPS = 10, 60, 12
-FEW_UNITS = 200  # up to so many, a mixed-integer program is tried first
+FEW_UNITS = 200  # up to so many, a mixed-integer program looks for a counterexample first
 NARROW = 32  # levels of at most so many units are bounded anew in each half
 
 
@@ -43,7 +42,6 @@ def search(problem: Reduced, deadline: float, confirm: Callable[[Tensor], bool])
         deadline: of ``time.monotonic``.
         confirm: whether an input (pixels,) really breaks the property; asked before it is believed.
     """
-    rounding = _rounding(problem)
     problem = tighten(problem, TIGHTEN_STEPS, deadline)
     pool = Domains.root(problem)
     counted = len(pool)
@@ -54,7 +52,7 @@ def search(problem: Reduced, deadline: float, confirm: Callable[[Tensor], bool])
         witness = _witness(problem, pool, found, confirm)
         if witness is not None:
             return Outcome(False, -torch.inf, witness, counted)
-        done = pool.bound > rounding
+        done = pool.bound > 0
         floor = min(floor, pool.bound[done].amin().item() if done.any() else torch.inf)
         pool = pool[~done]
         if len(pool) == 0:
@@ -63,11 +61,9 @@ def search(problem: Reduced, deadline: float, confirm: Callable[[Tensor], bool])
             return Outcome(None, pool.bound.amin().item(), None, counted)
         if integers:
             integers = False
-            pool, witness, floor = _by_integers(problem, pool, deadline, rounding, floor, confirm)
+            witness = _by_integers(problem, pool, deadline, confirm)
             if witness is not None:
                 return Outcome(False, -torch.inf, witness, counted)
-            if len(pool) == 0:
-                return Outcome(True, floor, None, counted)
         rest, pool = _take(pool)
         pool, witness, least = _without_leaves(problem, pool, confirm)
         if witness is not None:
@@ -80,35 +76,20 @@ def search(problem: Reduced, deadline: float, confirm: Callable[[Tensor], bool])
         pool, found = _joined(pool, found, rest)
 
 
-def _rounding(problem: Reduced) -> float:
-    """A bound must exceed this to be believed: 1e-11 of the largest sum of absolute values that it is made of."""
-    box, rows = problem.region.box, problem.asked
-    reach = (rows.inputs.abs() @ (box.centre.abs() + box.radius)[0]) + rows.constant.abs()
-    units = rows.units.abs() @ torch.maximum(problem.lower.abs(), problem.upper.abs())
-    return 1e-11 * float((reach + units).amax())
-
-
 def _take(pool: Domains) -> tuple[Domains, Domains]:
     """All but the worst domains, and the worst."""
     order = pool.bound.argsort()
     return pool[order[BATCH:]], pool[order[:BATCH]]
 
 
-def _by_integers(problem, pool: Domains, deadline: float, rounding: float, floor: float, confirm):
-    """The open questions as mixed-integer programs, for a third of the time left: those not decided, a confirmed
-    witness or None, and the least bound proven so far."""
+def _by_integers(problem: Reduced, pool: Domains, deadline: float, confirm) -> Tensor | None:
+    """A confirmed witness that integer programs find to the open questions, in a third of the time left, or None."""
     until = time.monotonic() + (deadline - time.monotonic()) / 3
-    kept = []
-    for index in range(len(pool)):
-        value, point = least_value(problem, int(pool.question[index]), until - time.monotonic())
-        if point is not None and confirm(point):
-            return pool, point, floor
-        pool.bound[index] = max(value, float(pool.bound[index]))
-        if pool.bound[index] > rounding:
-            floor = min(floor, float(pool.bound[index]))
-        else:
-            kept.append(index)
-    return pool[torch.tensor(kept, dtype=torch.long)], None, floor
+    for question in pool.question.tolist():
+        value, point = lowest(problem, question, until - time.monotonic())
+        if value <= 0 and confirm(point):
+            return point
+    return None
 
 
 def _split(problem: Reduced, pool: Domains, deadline: float) -> tuple[Domains, Bound]:
@@ -132,13 +113,13 @@ def _narrow(problem: Reduced, pool: Domains) -> None:
         each = pool[torch.arange(count).repeat_interleave(units)]
         each.alpha, each.beta = crown_slopes(each.lower, each.upper), torch.zeros_like(each.beta)
         for sign in (1.0, -1.0):
-            tiled = Rows(*(sign * part.repeat(count, *[1] * (part.dim() - 1)) for part in vars(rows).values()))
+            tiled = (rows if sign > 0 else -rows).repeat(count)
             ends = bound(problem, tiled, each).value.reshape(count, units)
             if sign > 0:
                 pool.lower[:, level] = torch.maximum(pool.lower[:, level], ends)
             else:
                 pool.upper[:, level] = torch.minimum(pool.upper[:, level], -ends)
-    empty = (pool.lower > pool.upper + 1e-9).any(1)
+    empty = (pool.lower > pool.upper).any(1)
     pool.bound = torch.where(empty, torch.inf, pool.bound)
     pool.upper = torch.maximum(pool.upper, pool.lower)
 
@@ -176,40 +157,66 @@ def _into_ball(problem: Reduced, rows: Tensor, corners: Tensor) -> Tensor:
 def _without_leaves(problem: Reduced, pool: Domains, confirm) -> tuple[Domains, Tensor | None, float]:
     """Domains with nothing left to split are linear programs, and are decided as such.
 
-    Returns the others, a confirmed witness or None, and the least value of a leaf.
+    Returns the others, a confirmed witness or None, and the least bound of a leaf.
     """
     leaf = ~free(pool).any(1)
     least = float("inf")
     for index in leaf.nonzero().flatten().tolist():
-        value, point = _linear_program(problem, pool, index)
-        if value <= 0 and confirm(point):
+        value, point = _leaf(problem, pool[torch.tensor([index])])
+        if point is not None and confirm(point):
             return pool, point, value
         least = min(least, value)
     return pool[~leaf], None, least
 
 
-def _linear_program(problem: Reduced, pool: Domains, index: int) -> tuple[float, Tensor | None]:
-    """The least value of a leaf's question (inf where the leaf is empty), and where."""
-    inputs = torch.zeros_like(problem.before.inputs)
-    constant = torch.zeros_like(problem.before.constant)
-    active = (pool.lower[index] >= 0).to(inputs)
+@torch.no_grad()
+def _leaf(problem: Reduced, leaf: Domains) -> tuple[float, Tensor | None]:
+    """A lower bound of a leaf's question (inf where the leaf is empty), and an input where it seems not positive.
+
+    The linear program is believed for its multipliers alone: as beta they give a bound that holds whatever the
+    solver's tolerances (weak duality).
+    """
+    active = leaf.lower[0] >= 0
+    leaf = replace(leaf, sign=torch.where(active, 1.0, -1.0).to(leaf.lower).unsqueeze(0))
+    rows = asked_of(problem, leaf)
+    units, constants = _fixed(problem, active)
+    chosen = rows.units[0] * active
+    cost, offset = rows.inputs[0] + chosen @ units, rows.constant[0] + chosen @ constants
+    # The sides of the leaf, as values that must not be positive.
+    sides, at = -leaf.sign[0].unsqueeze(1) * units, -leaf.sign[0] * constants
+    found = _least(problem, cost, sides, -at)
+    if found.status == 0:
+        leaf.beta = _multipliers(found, leaf)
+        value = float(bound(problem, rows, leaf).value)
+        return value, torch.from_numpy(found.x) if found.fun + offset <= 0 else None
+    # No input keeps all sides, it seems: then a combination of them is positive everywhere, which is a proof.
+    over = torch.cat([sides, -torch.ones_like(at).unsqueeze(1)], 1)
+    found = _least(problem, torch.cat([torch.zeros_like(cost), torch.ones(1).to(cost)]), over, -at)
+    if found.status != 0:
+        return -float("inf"), None
+    leaf.beta = _multipliers(found, leaf)
+    nothing = Rows(*(torch.zeros_like(part) for part in vars(rows).values()))
+    return (float("inf") if bound(problem, nothing, leaf).value > 0 else -float("inf")), None
+
+
+def _fixed(problem: Reduced, active: Tensor) -> tuple[Tensor, Tensor]:
+    """Every unit's z as a linear function of the input, where these units are active and the others are not."""
+    inputs, constant = torch.zeros_like(problem.before.inputs), torch.zeros_like(problem.before.constant)
     for level in problem.levels:
         rows = problem.before[level]
-        h = active.unsqueeze(1) * inputs, active * constant
-        inputs[level] = rows.inputs + rows.units @ h[0]
-        constant[level] = rows.constant + rows.units @ h[1]
-    sign = torch.where(active > 0, -1.0, 1.0).to(inputs)  # active: -z <= 0
-    question = problem.asked[int(pool.question[index])]
-    cost = question.inputs + question.units @ (active.unsqueeze(1) * inputs)
-    offset = question.constant + question.units @ (active * constant)
+        inputs[level] = rows.inputs + (rows.units * active) @ inputs
+        constant[level] = rows.constant + (rows.units * active) @ constant
+    return inputs, constant
+
+
+def _least(problem: Reduced, cost: Tensor, sides: Tensor, most: Tensor):
+    """The least of ``cost . v`` with ``sides v <= most``; v is the input, in its box, and what else there is, free."""
     box = problem.region.box
-    found = linprog(
-        cost.numpy(),
-        (sign.unsqueeze(1) * inputs).numpy(),
-        (-sign * constant).numpy(),
-        bounds=np.stack([box.lower[0].numpy(), box.upper[0].numpy()], 1),
-        method="highs",
-    )
-    if found.status == 2:
-        return float("inf"), None
-    return float(found.fun + offset), torch.from_numpy(found.x)
+    more = len(cost) - box.centre.shape[1]
+    ends = [(low, high) for low, high in zip(box.lower[0].tolist(), box.upper[0].tolist(), strict=True)]
+    bounds = ends + [(None, None)] * more
+    return linprog(cost.numpy(), sides.numpy(), most.numpy(), bounds=bounds, method="highs")
+
+
+def _multipliers(found, leaf: Domains) -> Tensor:
+    return torch.from_numpy(-found.ineqlin.marginals).to(leaf.beta).clamp(min=0).unsqueeze(0)

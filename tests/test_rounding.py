@@ -1,0 +1,253 @@
+"""Bounds hold in exact arithmetic, as fractions and double precision judge, also where plain bounds are false."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import nn
+
+from certifiers import L2Ball, LinfBall, certify
+from certifiers.bounds import Region, margin_lower_bounds, propagate, trace
+from certifiers.bounds.nonlinear import ReLU
+from certifiers.bounds.operations import Interval
+from certifiers.bounds.rounding import Tally, between, gamma
+from certifiers.errors import InputError
+from certifiers.exact import decide
+from certifiers.methods import METHODS, rounded_down
+from certifiers.verdict import Status
+
+from .random_nets import CLASSES, SHAPE, random_net
+
+BACKWARD = ("crown-ibp", "crown")
+
+
+def absorbing(order: tuple[int, int, int], dtype: torch.dtype) -> nn.Module:
+    """Logits ``big + 0.6`` against ``(x + 0.5) + big``: x alone decides, and adding it to ``big`` changes nothing.
+
+    The margin is 0.1 - x, whatever the order of the three hidden units.
+    """
+    big = 2.0**24 if dtype == torch.float32 else 2.0**53
+    net = nn.Sequential(nn.Linear(1, 3), nn.ReLU(), nn.Linear(3, 2)).to(dtype)
+    weight = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]])
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([[0.0], [1.0], [0.0]])[list(order)])
+        net[0].bias.copy_(torch.tensor([big, 0.5, big], dtype=torch.float64)[list(order)])
+        net[2].weight.copy_(weight[:, list(order)])
+        net[2].bias.copy_(torch.tensor([0.6, 0.0]))
+    return net.eval()
+
+
+def exact_margin(net: nn.Module, x: Fraction) -> Fraction:
+    """The margin of a network of one input, two layers and two classes, in rational arithmetic."""
+    values = [x]
+    for layer in net:
+        if isinstance(layer, nn.ReLU):
+            values = [max(value, Fraction(0)) for value in values]
+            continue
+        values = [
+            sum((Fraction(w) * v for w, v in zip(row, values, strict=True)), Fraction(b))
+            for row, b in zip(layer.weight.tolist(), layer.bias.tolist(), strict=True)
+        ]
+    return values[0] - values[1]
+
+
+ORDERS = list(itertools.permutations(range(3)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_plain_bounds_claim_what_is_false_and_ours_do_not(dtype):
+    x, y, threat = torch.tensor([[0.1]], dtype=dtype), torch.tensor([0]), LinfBall(0.2)
+    fooled = 0
+    for order, method in itertools.product(ORDERS, ("ibp", "crown-ibp", "crown")):
+        net = absorbing(order, dtype)
+        assert exact_margin(net, Fraction(3, 10)) < 0 < exact_margin(net, Fraction(0))
+        plain = margin_lower_bounds(net, x, y, threat, method)[0, 1]
+        fooled += bool(plain > 0)
+        assert margin_lower_bounds(net, x, y, threat, method, account_for_rounding=True)[0, 1] <= 0
+    assert fooled > 0  # else this shows nothing
+
+
+@pytest.mark.parametrize("method", ["ibp", "crown-ibp", "crown", "alpha-crown", "exact"])
+def test_no_method_certifies_it(method):
+    """Where single precision is not enough, double precision decides, and finds that it is not robust."""
+    x, y, classes = torch.tensor([[0.1]]), torch.tensor([0]), torch.tensor([[False, True]])
+    for order in ORDERS:
+        found = METHODS[method](absorbing(order, torch.float32), x, y, LinfBall(0.2), classes, None)
+        assert not (getattr(found, "bounds", found)[0, 1] > 0)
+
+
+def test_the_cascade_does_not_certify_it_although_no_attack_sees_it():
+    x, y = torch.tensor([[0.05]]), torch.tensor([0])
+    nets = [absorbing(order, torch.float32) for order in ORDERS]
+    right = [net for net in nets if int(net(x).argmax()) == 0]
+    assert right  # single precision itself predicts class 0 for some
+    for net in right:
+        (verdict,) = certify(net, x, y, LinfBall(0.2), ["ibp", "crown", "exact"], attack_steps=10, input_seconds=5)
+        assert verdict.status is not Status.certified
+
+
+def test_the_complete_search_is_not_fooled_by_double_precision_either():
+    for order in ORDERS:
+        outcome = decide(absorbing(order, torch.float64), torch.tensor([0.1]), 0, LinfBall(0.2), seconds=5)
+        assert outcome.proven is not True
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("method", ["ibp", *BACKWARD])
+def test_bounds_of_a_single_input_stay_below_its_margin(seed, method):
+    """Where only one input is allowed, the bound in exact arithmetic is its margin, as double precision gives it."""
+    net, x, y = some(seed)
+    wide = copy.deepcopy(net).double()
+    logits = wide(x.double())
+    margins = logits.gather(1, y[:, None]) - logits
+    bounds = margin_lower_bounds(net, x, y, LinfBall(0.0), method, account_for_rounding=True)
+    others = torch.ones_like(margins, dtype=torch.bool).scatter(1, y[:, None], False)
+    assert (bounds.double() < margins)[others].all()
+    assert (margins - bounds)[others].max() < 1e-2 * (1 + logits.abs().max())  # and not far below
+
+
+def test_single_inputs_do_tell_plain_bounds_apart():
+    above = 0
+    for seed in range(20):
+        net, x, y = some(seed)
+        logits = copy.deepcopy(net).double()(x.double())
+        plain = margin_lower_bounds(net, x, y, LinfBall(0.0), "crown-ibp").double()
+        above += int((plain > logits.gather(1, y[:, None]) - logits).sum())
+    assert above > 20
+
+
+def some(seed):
+    torch.manual_seed(seed)
+    return random_net(seed), torch.rand(4, *SHAPE), torch.randint(CLASSES, (4,))
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("threat", [LinfBall(0.05), L2Ball(0.5)], ids=lambda threat: threat.norm)
+def test_boxes_hold_those_of_double_precision(seed, threat):
+    """Interval arithmetic is monotone, so single precision's boxes must hold double precision's."""
+    net, x, _ = some(seed)
+    wide = copy.deepcopy(net).double()
+    boxes = propagate(trace(net, SHAPE).bind(), Region.of(x, threat, True), True).boxes
+    exact = propagate(trace(wide, SHAPE).bind(), Region.of(x.double(), threat)).boxes
+    for box, true in zip(boxes, exact, strict=True):
+        assert (box.lower.double() <= true.lower).all()
+        assert (box.upper.double() >= true.upper).all()
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("threat", [LinfBall(0.03), L2Ball(0.3)], ids=lambda threat: threat.norm)
+@pytest.mark.parametrize("method", BACKWARD)
+def test_no_input_of_the_region_is_below(seed, threat, method):
+    net, x, y = some(seed)
+    bounds = margin_lower_bounds(net, x, y, threat, method, account_for_rounding=True).double()
+    wide = copy.deepcopy(net).double()
+    lower, upper = threat.box(x.double())
+    for _ in range(20):
+        corner = torch.where(torch.rand_like(lower) < 0.5, lower, upper)
+        point = threat.project(x.double(), corner)
+        logits = wide(point)
+        assert (logits.gather(1, y[:, None]) - logits >= bounds).all()
+
+
+def test_the_loss_is_the_textbook_bound_by_hand():
+    """One linear layer, 3 products and a bias: |fl - exact| <= gamma(4) (|W| |x| + |b|)."""
+    net = nn.Sequential(nn.Linear(3, 2))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([[1.0, -2.0, 4.0], [0.5, 0.5, 0.5]]))
+        net[0].bias.copy_(torch.tensor([1.0, -3.0]))
+    x = torch.tensor([[0.5, 0.25, 1.0]])
+    intervals = propagate(trace(net, (3,)).bind(), Region.of(x, LinfBall(0.0), True), True)
+    reach = torch.tensor([[1 * 0.5 + 2 * 0.25 + 4 * 1.0 + 1, 0.25 + 0.125 + 0.5 + 3]])
+    torch.testing.assert_close(intervals.reach[-1], reach, rtol=1e-5, atol=0)
+    unit = 2.0**-24
+    widening = intervals.boxes[-1].radius
+    assert (widening >= 4 * unit * reach).all()
+    assert (widening <= 40 * unit * reach).all()
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.1])
+def test_relaxations_hold_in_rational_arithmetic(slope):
+    """The rounded chord and its constant, less the loss, stay below -relu at both ends of the box."""
+    torch.manual_seed(0)
+    lower = -torch.rand(500, 1) * 10 ** torch.randint(-4, 4, (500, 1)).float()
+    upper = torch.rand(500, 1) * 10 ** torch.randint(-4, 4, (500, 1)).float()
+    box = between(lower, upper)
+    row = -torch.rand(500, 1, 1) - 0.1
+    operation = ReLU(slope)
+    reach = [box.centre.abs() + box.radius] * 2
+    tally = Tally((None, operation), reach)
+    tally.carried(1, row)
+    (part,), constant = operation.backward(row, box)
+    tally.passed(1, (0,), constant, {})
+    tally.carried(0, part)
+    loss = tally.loss(constant)
+    missed = 0
+    leak = Fraction(slope)
+    for k in range(500):
+        a, c, p = (Fraction(v.flatten()[k].item()) for v in (row, constant, part))
+        for end in (Fraction(lower[k].item()), Fraction(upper[k].item())):
+            true = a * max(end, leak * end)
+            missed += p * end + c > true
+            assert p * end + c - Fraction(loss.flatten()[k].item()) <= true
+    assert missed > 0  # without the loss it does not always hold
+
+
+def test_ends_are_read_outside_what_they_hold():
+    torch.manual_seed(0)
+    lower = torch.randn(10_000) * 10 ** torch.randint(-6, 6, (10_000,)).float()
+    upper = lower + torch.rand(10_000) * 10 ** torch.randint(-6, 6, (10_000,)).float()
+    box = between(lower, upper)
+    assert (box.lower <= lower).all() and (box.upper >= upper).all()
+    plain = Interval.between(lower, upper)
+    assert (plain.lower > lower).any()
+
+
+def test_gamma_is_at_least_the_textbooks_and_gives_up_where_that_means_nothing():
+    unit = 2.0**-24
+    assert gamma(100, torch.float32) >= 100 * unit / (1 - 100 * unit)
+    assert gamma(10**7, torch.float32) == float("inf")
+    assert gamma(10**7, torch.float64) < 1e-8
+
+
+def test_numbers_beyond_the_range_prove_nothing():
+    net = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.fill_(1e15)
+        net[2].bias[0] = 1e38
+    bounds = margin_lower_bounds(
+        net, torch.full((1, 2), 0.5), torch.tensor([0]), LinfBall(0.1), "crown", account_for_rounding=True
+    )
+    assert not bounds[0, 1] > 0
+
+
+def test_symbolic_does_not_claim_to_account_for_rounding():
+    net, x, y = some(0)
+    with pytest.raises(InputError, match="take ibp, crown-ibp or crown"):
+        margin_lower_bounds(net, x, y, LinfBall(0.1), "symbolic", account_for_rounding=True)
+
+
+def test_double_precision_settles_what_single_cannot():
+    """A margin of 1e-4, a tenth of what single precision may lose, is certified all the same."""
+    net = nn.Sequential(nn.Linear(2, 400), nn.ReLU(), nn.Linear(400, 2))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        net[0].bias.fill_(3.0)
+        net[2].weight[1] = net[2].weight[0]
+        net[2].bias.copy_(torch.tensor([1e-4, 0.0]))
+    x, y, classes = torch.full((1, 2), 0.5), torch.tensor([0]), torch.tensor([[False, True]])
+    single = margin_lower_bounds(net, x, y, LinfBall(0.1), "crown", account_for_rounding=True)[0, 1]
+    weights = net[2].weight.double().abs().sum() * 3.5
+    assert METHODS["crown"](net, x, y, LinfBall(0.1), classes, None)[0, 1] > 0, (single, weights)
+
+
+def test_rounding_down_never_rounds_up():
+    torch.manual_seed(0)
+    wide = torch.randn(10_000, dtype=torch.float64)
+    narrow = rounded_down(wide, torch.float32)
+    assert (narrow.double() < wide).all()
+    assert (wide - narrow).max() < 1e-6
