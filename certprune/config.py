@@ -265,6 +265,17 @@ class Recipe(Settings):
 
     @field_validator("variants")
     @classmethod
+    def _rounds_fit(cls, value: tuple[VariantSettings, ...], info) -> tuple[VariantSettings, ...]:
+        prune = info.data.get("prune")
+        if prune and 0 < prune.epochs < prune.rounds and any(each.schedule == "iterative" for each in value):
+            raise ValueError(
+                f"an iterative variant trains an epoch or more in each round, but prune.rounds is {prune.rounds} and "
+                f"prune.epochs {prune.epochs}: raise the epochs or lower the rounds"
+            )
+        return value
+
+    @field_validator("variants")
+    @classmethod
     def _names_differ(cls, value: tuple[VariantSettings, ...]) -> tuple[VariantSettings, ...]:
         names = [variant.name for variant in value]
         for name in names:

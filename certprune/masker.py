@@ -37,8 +37,8 @@ class Masker:
         self.model, self.pruning, self.schedule = model, pruning, schedule
         self.layers = select_layers(model, layers, exclude)
         masks = {id(tensor) for layer in self.layers.values() for tensor in _tensors(mask_of(layer))}
-        weights = ((name, tensor) for name, tensor in _named_tensors(model) if id(tensor) not in masks)
-        self.origin = {name: tensor.detach().clone() for name, tensor in weights}
+        weights = [(name, tensor) for name, tensor in _named_tensors(model) if id(tensor) not in masks]
+        self.origin = {name: tensor.detach().clone() for name, tensor in weights if schedule.rewinding}
 
     def begin_step(self, step: int, steps: int, loss: Loss) -> bool:
         """Set the masks for this step of the stage's `steps`; `loss` is the coming batch's, as a function of the model.

@@ -232,6 +232,15 @@ def test_recipes_refuse_what_means_nothing(variant, says):
         parse_recipe({**base, "variants": [variant]})
 
 
+def test_every_round_needs_an_epoch():
+    base = {"name": "r", "data": {"name": "digits"}, "model": {"name": "mlp"}, "objective": {"name": "benign"}}
+    ways = {"variants": [{"criterion": "magnitude", "schedule": "iterative"}]}
+    with pytest.raises(InputError, match="prune.rounds is 3 and prune.epochs 2"):
+        parse_recipe({**base, **ways, "prune": {"epochs": 2}})
+    parse_recipe({**base, **ways, "prune": {"epochs": 2, "rounds": 2}})
+    parse_recipe({**base, **ways, "prune": {"epochs": 0}})
+
+
 def test_names_tell_variants_apart():
     base = {"name": "r", "data": {"name": "digits"}, "model": {"name": "mlp"}, "objective": {"name": "benign"}}
     ways = [{"schedule": "gradual", "criterion": "joint", "budget": "global"}, {"pattern": "2:4", "floor": 0.01}, {}]

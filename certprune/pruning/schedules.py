@@ -19,6 +19,7 @@ class OneShot:
 
     every: int = 10
     trains_weights: ClassVar[bool] = False  # even where the criterion alone would train nothing
+    rewinding: ClassVar[bool] = False  # whether there is a step at which weights go back
 
     def moves(self, step: int, steps: int) -> bool:
         """Whether masks are set anew before this step."""
@@ -76,6 +77,7 @@ class Iterative(OneShot):
 
     rounds: int = 3
     trains_weights: ClassVar[bool] = True
+    rewinding: ClassVar[bool] = True
 
     def last_move(self, step: int, steps: int) -> int:
         return -(-self._round(step, steps) * steps // self.rounds)
