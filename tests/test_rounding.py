@@ -251,3 +251,10 @@ def test_rounding_down_never_rounds_up():
     narrow = rounded_down(wide, torch.float32)
     assert (narrow.double() < wide).all()
     assert (wide - narrow).max() < 1e-6
+
+
+def test_the_constants_of_relaxations_are_sums_of_many_terms():
+    """A thousand of one sign in one sum: it may be off by gamma(1000) of itself."""
+    tally = Tally((None, ReLU()), [torch.ones(1, 1000), torch.ones(1, 1000)])
+    tally.passed(1, (0,), torch.full((1, 1), -50.0), {})
+    assert tally.loss(torch.zeros(1, 1)).item() >= 1000 * 2.0**-24 * 50
