@@ -7,7 +7,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from certifiers import LinfBall, margin_lower_bounds
@@ -30,6 +29,7 @@ from certifiers.vnncomp.complete import split_relus
 from certifiers.vnncomp.splitting import split_inputs
 from certprune.models.normalise import Normalise
 from tests.nets import NETS, images, tiny_mlp
+from tests.onnx_files import made
 
 
 def small_net(inputs=3, outputs=3, seed=0, hidden=12):
@@ -126,125 +126,7 @@ def test_l2_cannot_be_said_in_vnnlib(tmp_path):
         write_instances(tiny_mlp(), x, y, L2Ball(0.1), tmp_path)
 
 
-# ---- reading ONNX
-
-
-def made(tmp_path, nodes, weights, shape, opset=13):
-    """The network in a file made of these nodes, from X to Y."""
-    graph = helper.make_graph(
-        [helper.make_node(op, ins, outs, **attributes) for op, ins, outs, attributes in nodes],
-        "made",
-        [helper.make_tensor_value_info("X", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()],
-    )
-    file = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-    onnx.save(file, str(tmp_path / "made.onnx"))
-    return read_network(tmp_path / "made.onnx")
-
-
-def weight(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-IMAGE = ["batch", 2, 6, 6]
-READABLE = {
-    "gemm as it may be": (
-        [("Gemm", ["X", "w", "b"], ["Y"], {"alpha": 0.5, "beta": 2.0})],
-        {"w": weight(5, 3), "b": weight(1, 3)},
-        [1, 5],
-    ),
-    "a vector without a batch": (
-        [("MatMul", ["w", "X"], ["h"], {}), ("Relu", ["h"], ["Y"], {})],
-        {"w": weight(4, 5)},
-        [5],
-    ),
-    "constants on either side": (
-        [
-            ("Sub", ["c", "X"], ["a"], {}),
-            ("Mul", ["a", "c"], ["b"], {}),
-            ("Div", ["b", "d"], ["e"], {}),
-            ("Neg", ["e"], ["f"], {}),
-            ("MatMul", ["f", "w"], ["Y"], {}),
-        ],
-        {"c": weight(5), "d": weight(1, 5), "w": weight(5, 2)},
-        [1, 5],
-    ),
-    "convolution, pools and a sum of two ways": (
-        [
-            ("Conv", ["X", "k", "b"], ["a"], {"pads": [1, 1, 1, 1], "group": 2}),
-            ("LeakyRelu", ["a"], ["l"], {"alpha": 0.2}),
-            ("Conv", ["X", "s"], ["c"], {}),
-            ("Add", ["l", "c"], ["d"], {}),
-            ("BatchNormalization", ["d", "v", "b", "b", "v"], ["n"], {"epsilon": 0.01}),
-            ("MaxPool", ["n"], ["m"], {"kernel_shape": [2, 2], "strides": [2, 2]}),
-            ("AveragePool", ["m"], ["p"], {"kernel_shape": [2, 2], "pads": [1, 1, 1, 1], "strides": [2, 2]}),
-            ("Flatten", ["p"], ["Y"], {}),
-        ],
-        {"k": weight(4, 1, 3, 3), "b": weight(4), "s": weight(4, 2, 1, 1), "v": np.abs(weight(4)) + 1},
-        IMAGE,
-    ),
-    "shapes computed on the way": (
-        [
-            ("Shape", ["X"], ["s"], {}),
-            ("Gather", ["s", "zero"], ["n"], {}),
-            ("Unsqueeze", ["n", "axes"], ["u"], {}),
-            ("Constant", [], ["rest"], {"value": numpy_helper.from_array(np.array([-1]))}),
-            ("Concat", ["u", "rest"], ["to"], {"axis": 0}),
-            ("Reshape", ["X", "to"], ["r"], {}),
-            ("Gemm", ["r", "w"], ["Y"], {"transB": 1}),
-        ],
-        {"zero": np.array(0), "axes": np.array([0]), "w": weight(3, 72)},
-        IMAGE,
-    ),
-    "features gathered": (
-        [("Gather", ["X", "p"], ["g"], {"axis": 1}), ("Gemm", ["g", "w"], ["Y"], {})],
-        {"p": np.array([3, -5, 1]), "w": weight(3, 2)},
-        [1, 5],
-    ),
-    "a transpose that moves nothing, squeezed": (
-        [
-            ("Transpose", ["X"], ["t"], {"perm": [0, 2, 3, 1]}),
-            ("Squeeze", ["t", "axes"], ["q"], {}),
-            ("Dropout", ["q"], ["d"], {}),
-            ("Identity", ["d"], ["i"], {}),
-            ("Gemm", ["i", "w"], ["Y"], {}),
-        ],
-        {"axes": np.array([1, 3]), "w": weight(5, 3)},
-        [1, 1, 1, 5],
-    ),
-    "an average of everything": (
-        [("GlobalAveragePool", ["X"], ["a"], {}), ("Reshape", ["a", "s"], ["Y"], {})],
-        {"s": np.array([0, -1])},
-        IMAGE,
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", READABLE)
-def test_what_can_be_read_computes_the_same(name, tmp_path):
-    network = made(tmp_path, *READABLE[name])
-    x = torch.randn(5, network.inputs, generator=torch.Generator().manual_seed(3))
-    assert torch.allclose(network.model(x), network.runtime(x), atol=1e-5)
-    assert torch.allclose(trace(network.model, (network.inputs,)).bind(x).logits, network.runtime(x), atol=1e-5)
-
-
-UNREADABLE = {
-    "Sigmoid": ([("Sigmoid", ["X"], ["Y"], {})], {}, [1, 5]),
-    "Transpose": ([("Transpose", ["X"], ["Y"], {"perm": [0, 3, 2, 1]})], {}, IMAGE),
-    "MatMul": ([("MatMul", ["X", "X"], ["Y"], {})], {}, [1, 1]),
-    "Conv": ([("Conv", ["X", "k"], ["Y"], {"pads": [0, 0, 1, 1]})], {"k": weight(1, 2, 2, 2)}, IMAGE),
-    "Add": ([("Add", ["X", "c"], ["Y"], {})], {"c": weight(3, 1, 5)}, [1, 5]),
-    "Gather": ([("Gather", ["X", "p"], ["Y"], {"axis": 1})], {"p": np.array([0])}, IMAGE),
-    "Reshape": ([("Reshape", ["X", "s"], ["Y"], {})], {"s": np.array([72])}, IMAGE),
-    "Softmax": ([("Softmax", ["X"], ["Y"], {})], {}, [1, 5]),
-}
-
-
-@pytest.mark.parametrize("operator", UNREADABLE)
-def test_what_cannot_be_read_is_named(operator, tmp_path):
-    with pytest.raises(UnsupportedLayer, match=f"operator {operator}"):
-        made(tmp_path, *UNREADABLE[operator])
+# ---- reading ONNX: operators are in test_vnncomp_operators.py
 
 
 def test_a_network_that_is_read_wrongly_is_found_out(tmp_path, monkeypatch):

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import InputError, UnsupportedLayer
+from .call import Call
 from .extras import need
-from .operators import OPERATORS, Call
+from .operators import OPERATORS
 from .runtime import Runtime
 
 _BATCH = 2  # of the example that is carried along: a shape that fixes the batch to 1 is found out
@@ -134,22 +135,25 @@ class _Reader:
             self.constants[name] = torch.tensor(value)
 
     def _convert(self, node: Any) -> None:
-        convert: Callable[[Call], fx.Node] | None = (
+        convert: Callable[[Call], fx.Node | list[fx.Node]] | None = (
             OPERATORS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
         )
         if convert is None:
             raise self.unsupported(node, "its bounds are not known")
-        if len([name for name in node.output if name]) != 1:
-            raise self.unsupported(node, "only its first output is known")
         made = convert(Call(self, node))
-        try:
-            with torch.no_grad():
-                example = self._run(made)
-        except (RuntimeError, IndexError, ValueError) as error:
-            raise self.unsupported(node, f"torch cannot compute it ({str(error).splitlines()[0]})") from error
-        if example.dim() < 2 or len(example) != _BATCH:
-            raise self.unsupported(node, "its result does not keep the batch as first dimension")
-        self.computed[node.output[0]], self.examples[node.output[0]] = made, example
+        made = made if isinstance(made, list) else [made]
+        outputs = [name for name in node.output if name]
+        if len(outputs) != len(made):
+            raise self.unsupported(node, "only its first output is known")
+        for name, value in zip(outputs, made, strict=True):
+            try:
+                with torch.no_grad():
+                    example = self._run(value)
+            except (RuntimeError, IndexError, ValueError) as error:
+                raise self.unsupported(node, f"torch cannot compute it ({str(error).splitlines()[0]})") from error
+            if example.dim() < 2 or len(example) != _BATCH:
+                raise self.unsupported(node, "its result does not keep the batch as first dimension")
+            self.computed[name], self.examples[name] = value, example
 
     def _run(self, made: fx.Node) -> Tensor:
         """What a new node gives for the examples of its inputs."""

@@ -1,90 +1,30 @@
-"""One function per ONNX operator: the torch layer or function that computes the same. To add one: a line at the end.
+"""One function per ONNX operator: the torch layers that compute the same. To add one: a line at the end.
 
-The batch is the first dimension here as in the file, so that axes need no translation.
+Here are the affine ones; those that only move values are in shaping.py, those made of ReLUs in piecewise.py.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from math import prod
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from . import piecewise, shaping
+from .call import Call, frozen
 from .extras import need
-
-
-class Call:
-    """One node of the file, with its inputs looked up; what operators below need of the reader."""
-
-    def __init__(self, reader: Any, node: Any) -> None:
-        self.reader, self.node = reader, node
-        self.without_batch = len(reader.runtime.shape) == 1  # vectors in, vectors out
-        self.attributes = {a.name: need("onnx.helper").get_attribute_value(a) for a in node.attribute}
-
-    def attribute(self, name: str, default: Any = None) -> Any:
-        return self.attributes.get(name, default)
-
-    def has(self, place: int) -> bool:
-        return place < len(self.node.input) and self.node.input[place] != ""
-
-    def is_constant(self, place: int) -> bool:
-        return self.node.input[place] in self.reader.constants
-
-    def constant(self, place: int, what: str) -> Tensor:
-        """The input at ``place``, which must not depend on the network's input."""
-        if not self.has(place) or not self.is_constant(place):
-            raise self.refuse(f"its {what} must be a constant")
-        return self.reader.constants[self.node.input[place]]
-
-    def optional(self, place: int, what: str) -> Tensor | None:
-        return self.constant(place, what) if self.has(place) else None
-
-    def value(self, place: int = 0) -> fx.Node:
-        """The input at ``place``; a constant becomes a buffer."""
-        name = self.node.input[place]
-        if name in self.reader.computed:
-            return self.reader.computed[name]
-        buffer = f"constant_{len(list(self.reader.layers.buffers(recurse=False)))}"
-        self.reader.layers.register_buffer(buffer, self.constant(place, "input"))
-        return self.reader.fx.get_attr(buffer)
-
-    def shape(self, place: int = 0) -> tuple[int, ...]:
-        """The shape of a computed input, the batch (as 1) first."""
-        return (1, *self.reader.examples[self.node.input[place]].shape[1:])
-
-    def layer(self, module: nn.Module, place: int = 0) -> fx.Node:
-        name = f"{type(module).__name__.lower()}_{len(list(self.reader.layers.children()))}"
-        self.reader.layers.add_module(name, module)
-        return self.reader.fx.call_module(name, (self.value(place),))
-
-    def function(self, target: Callable, *arguments: Any) -> fx.Node:
-        return self.reader.fx.call_function(target, arguments)
-
-    def reshaped(self, shape: tuple[int, ...]) -> fx.Node:
-        """The first input in another shape, given with a batch of 1."""
-        if not shape or shape[0] != 1:
-            raise self.refuse("its result does not keep the batch as first dimension")
-        if len(shape) == 1:
-            raise self.refuse("nothing but the batch is left of the shape")
-        return self.reader.fx.call_method("reshape", (self.value(), -1, *shape[1:]))
-
-    def refuse(self, why: str) -> Exception:
-        return self.reader.unsupported(self.node, why)
 
 
 def _linear(call: Call, weight: Tensor, bias: Tensor | None, place: int = 0) -> fx.Node:
     """``x @ weight + bias`` for weights (in, out), where x is the input at ``place``."""
     layer = nn.Linear(*weight.shape, bias=bias is not None)
-    layer.weight = _frozen(weight.T)
+    layer.weight = frozen(weight.T)
     if bias is not None:
-        layer.bias = _frozen(bias.expand(weight.shape[1]))
+        layer.bias = frozen(bias.expand(weight.shape[1]))
     return call.layer(layer, place)
-
-
-def _frozen(value: Tensor) -> nn.Parameter:
-    return nn.Parameter(value.clone().contiguous(), requires_grad=False)
 
 
 def gemm(call: Call) -> fx.Node:
@@ -110,13 +50,29 @@ def matmul(call: Call) -> fx.Node:
     return _linear(call, weight, None)
 
 
-def _padding(call: Call, spatial: int) -> tuple[int, ...]:
-    if call.attribute("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID", b""):
-        raise call.refuse("auto_pad is not known; give the padding in numbers")
-    pads = list(call.attribute("pads", [0] * 2 * spatial))
-    if pads[:spatial] != pads[spatial:]:
+def _pads(call: Call, kernel: list[int], strides: list[int], dilations: list[int]) -> list[tuple[int, int]]:
+    """How many cells are put (before, behind) each spatial axis."""
+    automatic = call.attribute("auto_pad", b"NOTSET")
+    if automatic in (b"NOTSET", b"VALID", b""):
+        pads = list(call.attribute("pads", [0] * 2 * len(kernel)))
+        return list(zip(pads[: len(kernel)], pads[len(kernel) :], strict=True))
+    found = []
+    for size, cells, stride, dilation in zip(call.shape()[2:], kernel, strides, dilations, strict=True):
+        count = -(-size // stride)
+        total = max((count - 1) * stride + dilation * (cells - 1) + 1 - size, 0)
+        half = (total // 2, total - total // 2)
+        found.append(half if automatic == b"SAME_UPPER" else half[::-1])
+    return found
+
+
+def _pool(call: Call) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Kernel, strides and padding of a pooling."""
+    _is_image(call)
+    kernel, strides = list(call.attribute("kernel_shape")), list(call.attribute("strides", [1, 1]))
+    pads = _pads(call, kernel, strides, list(call.attribute("dilations", [1, 1])))
+    if any(before != behind for before, behind in pads):
         raise call.refuse(f"it pads unevenly, by {pads}")
-    return tuple(pads[:spatial])
+    return tuple(kernel), tuple(strides), tuple(before for before, _ in pads)
 
 
 def _is_image(call: Call) -> None:
@@ -125,23 +81,91 @@ def _is_image(call: Call) -> None:
 
 
 def conv(call: Call) -> fx.Node:
-    _is_image(call)
-    weight, bias = call.constant(1, "weight"), call.optional(2, "bias")
-    groups = call.attribute("group", 1)
+    """Of images, or of sequences (batch, channels, length), which are images of height 1."""
+    weight, bias, value = call.constant(1, "weight"), call.optional(2, "bias"), call.value()
+    flat = len(call.shape()) == 3
+    if not flat:
+        _is_image(call)
+    settings = [list(call.attribute(name, [1] * (weight.dim() - 2))) for name in ("strides", "dilations")]
+    pads = _pads(call, list(weight.shape[2:]), *settings)
+    if flat:
+        weight, pads, settings = weight.unsqueeze(2), [(0, 0), *pads], [[1, *each] for each in settings]
+        value = call.reshaped((*call.shape()[:2], 1, call.shape()[2]))
+    even, groups = all(before == behind for before, behind in pads), call.attribute("group", 1)
+    value = value if even else shaping.padded_image(call, value, call.shape()[1], pads)
     layer = nn.Conv2d(
         weight.shape[1] * groups,
         weight.shape[0],
         tuple(weight.shape[2:]),
-        tuple(call.attribute("strides", [1, 1])),
-        _padding(call, 2),
-        tuple(call.attribute("dilations", [1, 1])),
+        tuple(settings[0]),
+        tuple(before for before, _ in pads) if even else 0,
+        tuple(settings[1]),
         groups,
         bias=bias is not None,
     )
-    layer.weight = _frozen(weight)
+    layer.weight = frozen(weight)
     if bias is not None:
-        layer.bias = _frozen(bias)
-    return call.layer(layer)
+        layer.bias = frozen(bias)
+    result = call.apply(layer, value)
+    return call.function(torch.squeeze, result, 2) if flat else result
+
+
+def conv_transpose(call: Call) -> fx.Node:
+    """Written out as a matrix."""
+    _is_image(call)
+    weight, bias = call.constant(1, "weight"), call.optional(2, "bias")
+    if call.attribute("auto_pad", b"NOTSET") not in (b"NOTSET", b"") or "output_shape" in call.attributes:
+        raise call.refuse("auto_pad and output_shape are not known; give the padding in numbers")
+    pads = list(call.attribute("pads", [0] * 4))
+    if pads[:2] != pads[2:]:
+        raise call.refuse(f"it pads unevenly, by {pads}")
+    options = (
+        list(call.attribute("strides", [1, 1])),
+        pads[:2],
+        list(call.attribute("output_padding", [0, 0])),
+        call.attribute("group", 1),
+        list(call.attribute("dilations", [1, 1])),
+    )
+
+    def spread(ones: Tensor) -> Tensor:
+        return F.conv_transpose2d(ones.reshape(-1, *call.shape()[1:]), weight, None, *options).flatten(1)
+
+    size = prod(call.shape())
+    shape = F.conv_transpose2d(torch.zeros(call.shape()), weight, None, *options).shape
+    result = call.reshaped(tuple(shape), call.matrix(spread, call.reshaped((1, size)), size, prod(shape)))
+    return result if bias is None else call.function(operator.add, result, call.buffer(bias.reshape(1, -1, 1, 1)))
+
+
+def reduce_sum(call: Call) -> fx.Node:
+    return _reduced(call)[0]
+
+
+def reduce_mean(call: Call) -> fx.Node:
+    result, count = _reduced(call)
+    return call.function(operator.truediv, result, float(count))
+
+
+def _reduced(call: Call) -> tuple[fx.Node, int]:
+    """The sums over some axes, and of how many values each is."""
+    shape = call.shape()
+    axes = call.attribute("axes") or (call.constant(1, "axes").tolist() if call.has(1) else None)
+    axes = range(1, len(shape)) if axes is None else [call.axis(axis) for axis in axes]
+    if 0 in axes:
+        raise call.refuse("it sums over the batch")
+    kept = tuple(1 if axis in axes else size for axis, size in enumerate(shape))
+    size, out = prod(shape), prod(kept)
+
+    def added(ones: Tensor) -> Tensor:
+        return ones.reshape(-1, *shape[1:]).sum(list(axes)).flatten(1)
+
+    after = kept if call.attribute("keepdims", 1) else tuple(s for axis, s in enumerate(shape) if axis not in axes)
+    return call.reshaped(after, call.matrix(added, call.reshaped((1, size)), size, out)), size // out
+
+
+def cast(call: Call) -> fx.Node:
+    if call.attribute("to") not in (need("onnx").TensorProto.FLOAT, need("onnx").TensorProto.DOUBLE):
+        raise call.refuse("it makes another type of the values than a float")
+    return identity(call)
 
 
 def batch_normalization(call: Call) -> fx.Node:
@@ -152,27 +176,21 @@ def batch_normalization(call: Call) -> fx.Node:
     if kind is None:
         raise call.refuse(f"it is known of flat inputs and images, not of the shape {call.shape()}")
     layer = kind(len(scale), eps=call.attribute("epsilon", 1e-5))
-    layer.weight, layer.bias = _frozen(scale), _frozen(bias)
+    layer.weight, layer.bias = frozen(scale), frozen(bias)
     layer.running_mean, layer.running_var = mean.clone(), var.clone()
     return call.layer(layer.eval())
 
 
 def average_pool(call: Call) -> fx.Node:
-    _is_image(call)
     if any(d != 1 for d in call.attribute("dilations", [1, 1])):
         raise call.refuse("dilations are not known")
-    kernel = tuple(call.attribute("kernel_shape"))
-    strides, padding = tuple(call.attribute("strides", [1, 1])), _padding(call, 2)
     counts = bool(call.attribute("count_include_pad", 0))
-    return call.layer(nn.AvgPool2d(kernel, strides, padding, bool(call.attribute("ceil_mode", 0)), counts))
+    return call.layer(nn.AvgPool2d(*_pool(call), bool(call.attribute("ceil_mode", 0)), counts))
 
 
 def max_pool(call: Call) -> fx.Node:
-    _is_image(call)
-    kernel = tuple(call.attribute("kernel_shape"))
-    strides, padding = tuple(call.attribute("strides", [1, 1])), _padding(call, 2)
     dilation, ceil = tuple(call.attribute("dilations", [1, 1])), bool(call.attribute("ceil_mode", 0))
-    return call.layer(nn.MaxPool2d(kernel, strides, padding, dilation, ceil_mode=ceil))
+    return call.layer(nn.MaxPool2d(*_pool(call), dilation, ceil_mode=ceil))
 
 
 def global_average_pool(call: Call) -> fx.Node:
@@ -194,80 +212,46 @@ def arithmetic(target: Callable) -> Callable[[Call], fx.Node]:
     return convert
 
 
-def gather(call: Call) -> fx.Node:
-    places = call.constant(1, "indices")
-    if call.attribute("axis", 0) not in (1, -1) or len(call.shape()) != 2 or places.dim() != 1:
-        raise call.refuse("only features of flat inputs (batch, features) can be gathered, by a list of them")
-    places = places % call.shape()[1]  # negative ones count from the end
-    buffer = f"places_{len(list(call.reader.layers.buffers(recurse=False)))}"
-    call.reader.layers.register_buffer(buffer, places)
-    return call.function(torch.index_select, call.value(), 1, call.reader.fx.get_attr(buffer))
-
-
-def flatten(call: Call) -> fx.Node:
-    shape, axis = call.shape(), call.attribute("axis", 1)
-    if axis % len(shape) != 1 and any(size != 1 for size in shape[1 : axis % len(shape)]):
-        raise call.refuse(f"it flattens from axis {axis}, across the batch")
-    return call.layer(nn.Flatten())
-
-
-def reshape(call: Call) -> fx.Node:
-    wanted = call.constant(1, "shape").tolist()
-    before = call.shape()
-    if not call.attribute("allowzero", 0):
-        wanted = [before[i] if size == 0 else size for i, size in enumerate(wanted)]
-    return call.reshaped(tuple(torch.zeros(before).reshape(wanted).shape))
-
-
-def transpose(call: Call) -> fx.Node:
-    before = call.shape()
-    order = list(call.attribute("perm", range(len(before))[::-1]))
-    moved = [axis for axis in order if before[axis] != 1]
-    if moved != sorted(moved):
-        raise call.refuse(f"it moves values (the axes {order} of the shape {before})")
-    return call.reshaped(tuple(before[axis] for axis in order))
-
-
-def squeeze(call: Call) -> fx.Node:
-    axes = call.attribute("axes") or (call.constant(1, "axes").tolist() if call.has(1) else None)
-    before = call.shape()
-    axes = range(1, len(before)) if axes is None else [axis % len(before) for axis in axes]
-    return call.reshaped(tuple(size for i, size in enumerate(before) if i not in axes or size != 1))
-
-
-def unsqueeze(call: Call) -> fx.Node:
-    axes = call.attribute("axes") or call.constant(1, "axes").tolist()
-    after = list(call.shape())
-    for axis in sorted(axis % (len(after) + len(axes)) for axis in axes):
-        after.insert(axis, 1)
-    return call.reshaped(tuple(after))
-
-
 def identity(call: Call) -> fx.Node:
     return call.layer(nn.Identity())
 
 
-OPERATORS: dict[str, Callable[[Call], fx.Node]] = {
+#: What each operator becomes: one value, or one for each of its outputs.
+OPERATORS: dict[str, Callable[[Call], fx.Node | list[fx.Node]]] = {
+    "Abs": piecewise.absolute,
     "Add": arithmetic(operator.add),
     "AveragePool": average_pool,
     "BatchNormalization": batch_normalization,
+    "Cast": cast,
+    "Clip": piecewise.clip,
+    "Concat": shaping.concat,
     "Conv": conv,
+    "ConvTranspose": conv_transpose,
     "Div": arithmetic(operator.truediv),
     "Dropout": identity,
-    "Flatten": flatten,
-    "Gather": gather,
+    "Expand": shaping.expand,
+    "Flatten": shaping.flatten,
+    "Gather": shaping.gather,
     "Gemm": gemm,
     "GlobalAveragePool": global_average_pool,
     "Identity": identity,
     "LeakyRelu": lambda call: call.layer(nn.LeakyReLU(call.attribute("alpha", 0.01))),
     "MatMul": matmul,
+    "Max": piecewise.maximum,
     "MaxPool": max_pool,
+    "Min": piecewise.minimum,
     "Mul": arithmetic(operator.mul),
     "Neg": lambda call: call.function(operator.neg, call.value()),
+    "PRelu": piecewise.prelu,
+    "Pad": shaping.pad,
+    "ReduceMean": reduce_mean,
+    "ReduceSum": reduce_sum,
     "Relu": lambda call: call.layer(nn.ReLU()),
-    "Reshape": reshape,
-    "Squeeze": squeeze,
+    "Reshape": shaping.reshape,
+    "Slice": shaping.slice_,
+    "Split": shaping.split,
+    "Squeeze": shaping.squeeze,
     "Sub": arithmetic(operator.sub),
-    "Transpose": transpose,
-    "Unsqueeze": unsqueeze,
+    "Transpose": shaping.transpose,
+    "Unsqueeze": shaping.unsqueeze,
 }
