@@ -15,6 +15,7 @@ from certifiers.threat import threat
 from certifiers.verdict import Ledger, Verdict, model_hash, summarise
 from certprune.progress import Progress
 from certprune.runs import Run
+from certprune.subjects import Subject, subject
 
 
 def certify_run(run: Run, data: Any, device: torch.device, progress: Progress | None = None) -> None:
@@ -26,7 +27,7 @@ def certify_run(run: Run, data: Any, device: torch.device, progress: Progress | 
 
 def certify_network(
     run: Run,
-    variant: str,
+    network: str | Path | Subject,
     eps: float,
     data: Any,
     device: torch.device,
@@ -39,6 +40,7 @@ def certify_network(
 ) -> Path:
     """Decide images of one network at one eps; returns the ledger, whose earlier verdicts stand.
 
+    ``network``: a variant's name, or the file of a compacted network, as :func:`certprune.subjects.subject` takes it.
     ``methods``: cheapest first (default: the recipe's; others get a ledger of their own, and so does each
     ``input_seconds``, the time an image has). ``run_seconds``: after which to stop; what is not decided by then is left
     to the next call.
@@ -50,22 +52,21 @@ def certify_network(
     methods = method_names(methods or settings.methods, limited=input_seconds is not None)
     split = getattr(data, settings.split)
     numbers = checked_indices(indices, settings.count, len(split.y), f"{data.name} {settings.split}")
-    stage = "pretrain" if variant == "pretrain" else "finetune"
-    record = run.stage_record(stage, variant)
-    model = run.load_model(variant, stage).to(device)
-    path = run.ledger_path(variant, eps)
+    about = subject(run, network)
+    model = about.model.to(device)
+    path = about.ledgers / f"eps-{eps:g}.jsonl"
     if methods != settings.methods:
         path = path.with_name(f"{path.stem}-{'+'.join(methods)}.jsonl")
     if input_seconds is not None:
         path = path.with_name(f"{path.stem}-{input_seconds:g}s.jsonl")
-    header = _header(run, variant, eps, methods, data.name, model_hash(model), record["sparsity"]["total"])
+    header = _header(run, about.name, eps, methods, data.name, model_hash(model), about.sparsity)
     if input_seconds is not None:
         header["input_seconds"] = input_seconds
     with Ledger(path, header) as ledger:
         decided = len(ledger.decided.intersection(numbers))
         if decided == len(numbers):
             return path
-        progress.begin(f"{variant} · certify eps {eps:g}", len(numbers), done=decided)
+        progress.begin(f"{about.name} · certify eps {eps:g}", len(numbers), done=decided)
         before = [decided]
 
         def note(now: int, _: int) -> None:

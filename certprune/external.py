@@ -18,13 +18,14 @@ from certifiers.vnncomp import ExternalAnswer, run_external, tool_name, write_in
 from certprune.certifying import checked_indices
 from certprune.progress import Progress
 from certprune.runs import Run
+from certprune.subjects import subject
 
 UNDECIDED = (Status.unknown, Status.timeout)
 
 
 def external_network(
     run: Run,
-    variant: str,
+    network: str | Path,
     ledger: Path,
     data: Any,
     command: str,
@@ -51,8 +52,8 @@ def external_network(
     path = ledger.with_name(f"{ledger.stem}-external-{tool_name(command)}.jsonl")
     header = {**header, "method": f"{header['method']}+{name}", "external": command, "timeout": timeout}
     region = threat(header["norm"], header["eps"])
-    stage = "pretrain" if variant == "pretrain" else "finetune"
-    model = run.load_model(variant, stage)
+    about = subject(run, network)
+    variant, model = about.name, about.model
     if header.get("model") != model_hash(model):
         raise InputError(
             f"The ledger {ledger} is not about the network {variant} as it is now; certify that one first."

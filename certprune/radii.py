@@ -14,13 +14,14 @@ from certifiers.verdict import Accuracy, Status
 from certprune.certifying import checked_indices
 from certprune.progress import Progress
 from certprune.runs import Run
+from certprune.subjects import Subject, subject
 
 PREFIX = "radius-"
 
 
 def radius_network(
     run: Run,
-    variant: str,
+    network: str | Path | Subject,
     data: Any,
     device: torch.device,
     *,
@@ -43,10 +44,9 @@ def radius_network(
     methods = tuple(methods or usual)
     split = getattr(data, settings.split)
     numbers = checked_indices(indices, settings.count, len(split.y), f"{data.name} {settings.split}")
-    stage = "pretrain" if variant == "pretrain" else "finetune"
-    record = run.stage_record(stage, variant)
-    model = run.load_model(variant, stage).to(device)
-    path = radius_path(run, variant, largest, tolerance, () if methods == usual else methods)
+    about = subject(run, network)
+    model = about.model.to(device)
+    path = about.ledgers / radius_name(largest, tolerance, () if methods == usual else methods)
     header = {
         "model": model_hash(model),
         "data": data.name,
@@ -57,15 +57,15 @@ def radius_network(
         "tolerance": tolerance,
         "attack_steps": settings.attack_steps,
         "attack_restarts": settings.attack_restarts,
-        "variant": variant,
-        "sparsity": record["sparsity"]["total"],
+        "variant": about.name,
+        "sparsity": about.sparsity,
         "seed": recipe.seed,
     }
     with RadiusLedger(path, header) as ledger:
         decided = len(ledger.decided.intersection(numbers))
         if decided == len(numbers):
             return path
-        progress.begin(f"{variant} · radius up to {largest:g}", len(numbers), done=decided)
+        progress.begin(f"{about.name} · radius up to {largest:g}", len(numbers), done=decided)
         before = [decided]
 
         def note(now: int, _: int) -> None:
@@ -93,10 +93,9 @@ def radius_network(
     return path
 
 
-def radius_path(run: Run, variant: str, largest: float, tolerance: float, methods: Sequence[str] = ()) -> Path:
-    """The ledger of ``variant`` for radii up to ``largest``; other methods than the recipe's are in its name."""
-    name = f"{PREFIX}{largest:g}-{tolerance:g}" + (f"-{'+'.join(methods)}" if methods else "")
-    return run.folder / "certificates" / variant / f"{name}.jsonl"
+def radius_name(largest: float, tolerance: float, methods: Sequence[str] = ()) -> str:
+    """The name of a ledger for radii up to ``largest``; other methods than the recipe's are in it."""
+    return f"{PREFIX}{largest:g}-{tolerance:g}" + (f"-{'+'.join(methods)}" if methods else "") + ".jsonl"
 
 
 def radii_text(found: Sequence[RadiusVerdict], asked: int) -> str:

@@ -27,6 +27,10 @@ def certify(
         list[str] | None,
         typer.Option(help="Repeat for several; 'pretrain' too. Default: the recipe's variants."),
     ] = None,
+    network: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="A network that certprune compact wrote, instead; repeat for several."),
+    ] = None,
     index: Annotated[str | None, typer.Option(metavar="A:B", help="Images A to B - 1 of the split.")] = None,
     count: Annotated[int | None, typer.Option(help="The first so many images of the split.")] = None,
     input_seconds: Annotated[float | None, typer.Option(help="Time for each image; then it is a timeout.")] = None,
@@ -58,10 +62,11 @@ def certify(
     from certprune.progress import make_progress
     from certprune.runs import locked, open_run
     from certprune.stages import use_machine
+    from certprune.subjects import chosen_networks
 
     work = open_run(folder)
     recipe = work.recipe
-    names = chosen_variants(recipe, variant, folder)
+    names = chosen_networks(chosen_variants(recipe, variant, folder), network, variant)
     radii = [chosen_radius(text) for text in eps or ()]
     numbers = chosen_images(index, count)
     _check_methods(method)

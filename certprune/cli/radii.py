@@ -11,7 +11,7 @@ from certprune.cli.app import console
 
 def certify_radii(
     folder: Path,
-    names: Sequence[str],
+    names: Sequence[str | Path],
     methods: Sequence[str] | None,
     largest: Sequence[float],
     tolerance: float | None,

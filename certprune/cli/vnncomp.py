@@ -23,6 +23,9 @@ def export(
         list[str] | None,
         typer.Option(help="Repeat for several; 'pretrain' too. Default: the recipe's variants."),
     ] = None,
+    network: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="A compacted network instead; repeat for several.")
+    ] = None,
     eps: Annotated[
         list[str] | None,
         typer.Option(help="In pixel units, 0.1 or 2/255; repeat for several. Default: the recipe's."),
@@ -37,6 +40,7 @@ def export(
     from certprune.certifying import checked_indices
     from certprune.data import load_data
     from certprune.runs import open_run
+    from certprune.subjects import chosen_networks, subject
 
     if format not in FORMATS:
         raise InputError(f"--format must be one of {', '.join(FORMATS)}, but {format!r} came.")
@@ -53,8 +57,9 @@ def export(
         chosen_images(index, count), recipe.certify.count, len(split.y), f"{data.name} {recipe.certify.split}"
     )
     x, y = split.x[numbers.start : numbers.stop], split.y[numbers.start : numbers.stop]
-    for name in names:
-        model = work.load_model(name, "pretrain" if name == "pretrain" else "finetune")
+    for chosen in chosen_networks(names, network, variant):
+        about = subject(work, chosen)
+        name, model = about.name, about.model
         for radius in radii:
             lines = write_instances(
                 model, x, y, threat(recipe.norm, radius), out, name=name, timeout=timeout, indices=numbers
