@@ -4,20 +4,25 @@ and a stage that is cut off and resumed ends with the same bits."""
 import dataclasses
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from certifiers.errors import InputError
+from certprune.config import SGD, Constant, StageSettings
 from certprune.data import load_data
+from certprune.data.splits import Split
 from certprune.masker import Masker
 from certprune.masks import mask_state, materialize, sparsify, sparsity
+from certprune.optimizers import Group
 from certprune.progress import Progress
 from certprune.pruning import BUDGETS, CRITERIA, SCHEDULES, Pruning, kept_counts, weight_gradients
 from certprune.recipes import parse_recipe
 from certprune.runs import start_run
 from certprune.stages import run_stages, stage_epochs
+from certprune.training import Plan, train
 
 from .nets import images, tiny_conv
 
@@ -226,3 +231,32 @@ def test_rewinding_goes_back_to_the_pretrained_weights():
             net[5].bias += 1
             net[5].parametrizations.weight.original += torch.rand(20, 96, generator=torch.Generator().manual_seed(step))
     assert masker.progress(1, 4) == masker.progress(3, 4) == 0.5
+
+
+def test_rewinding_voids_what_the_optimizer_remembers(tmp_path):
+    """Two rounds over one and the same batch are the same steps twice, since no momentum is carried over."""
+    net = sparsify(tiny_conv(), 0.9, "magnitude", "erk")
+    split = Split(X, Y)
+    seen = []
+
+    class Rewinding(Masker):
+        def begin_step(self, step, steps, loss):
+            seen.append(net[5].bias.detach().clone())
+            rewound = step == 3
+            if rewound:
+                self._rewind()
+                seen.append(net[5].bias.detach().clone())
+            return rewound
+
+    def cross_entropy(model, x, y, progress):
+        return nn.functional.cross_entropy(model(x), y), {}
+
+    masker = Rewinding(net, Pruning(0.9, "magnitude", "erk"), SCHEDULES["iterative"](rounds=2))
+    settings = StageSettings(epochs=6, batch_size=8, optimizer=SGD(name="sgd"), schedule=Constant(name="constant"))
+    groups = [Group(list(net.parameters()), settings.optimizer)]
+    data = SimpleNamespace(train=split, validation=split, extra=0, extra_share=0.0, augment=())
+    train(net, groups, cross_entropy, data, Plan("prune", settings, 6), tmp_path, masker=masker)
+    first, second = seen[:3], seen[4:]
+    assert len(second) == 3 and not torch.equal(first[0], first[2])
+    for one, other in zip(first, second, strict=True):
+        torch.testing.assert_close(one, other)
