@@ -187,6 +187,7 @@ def test_a_run_keeps_what_was_asked_and_trains_as_long_as_all(name, whole):
     masks = whole.load_masks(name)
     moved = any(not pruned[key].equal(first[key] * masks[key] if key in masks else first[key]) for key in first)
     assert moved == variant.trains[1]  # weights, biases and running statistics, if it trains them; else to the bit
+    assert variant.trains[1] == any("running_mean" in key and not pruned[key].equal(first[key]) for key in first)
     assert [len(whole.stage_record("prune", name)["sparsity"]["layers"]), epochs["it"][0]] == [
         2,
         4 * any(variant.trains),

@@ -27,8 +27,9 @@ class Budget:
     """`count` gives the kept weights of each layer, inside the layers' limits.
 
     `by_scores`: it compares the scores of different layers, so they must be comparable (see
-    :func:`~certprune.pruning.criteria.comparable`), and its counts move while scores are trained. `learned`: each
-    layer also has a trained offset, added to all its scores before they are compared.
+    :meth:`~certprune.pruning.plan.Pruning.counts`), and its counts move while scores are trained. `learned`: each
+    layer also has a trained offset, added to all its scores before they are compared, in the spirit of HARP's trained
+    rates (Zhao and Wressnegger, ICLR 2023); here the total is met exactly at every step, without a penalty.
     """
 
     count: Callable[[Shapes, Fraction, Limits, Scores | None], list[int]]

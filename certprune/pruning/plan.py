@@ -63,6 +63,9 @@ class Pruning:
     ) -> list[int]:
         """The weights that each layer keeps, by its scores, at `sparsity` (None: the final one).
 
+        Where a budget compares layers: trained scores as they are, since they start scaled by fan-in and all descend
+        the same loss; scores in the loss's units as they are; others made layer-adaptive. Plus the learned `offsets`.
+
         On the way to the final sparsity a layer may keep more than its pattern allows; InputError if it must do so in
         the end, or if the budget cannot be met.
         """
