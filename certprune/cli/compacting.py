@@ -1,4 +1,4 @@
-"""``compact``: the small network that a pruned one really is."""
+"""``compact`` and ``shrink``: the small network that a pruned one is, and the smallest that keeps a guarantee."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from certifiers.errors import InputError
 from certprune.cli.app import app, console
-from certprune.cli.options import chosen_variants
+from certprune.cli.options import chosen_radius, chosen_variants
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -49,6 +49,55 @@ def compact(
     write_compacted(found, path)
     console().print(_table(variant, cost_of(about.model, shape), cost_of(found.model, shape)))
     console().print(f"Network: {path}", soft_wrap=True)
+
+
+@app.command()
+def shrink(
+    folder: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run's folder, e.g. runs/demo; it gets more variants.")
+    ],
+    certified_at_least: Annotated[
+        float, typer.Option(help="The certified accuracy to keep, 0 to 1, on validation images.")
+    ],
+    eps: Annotated[str | None, typer.Option(help="In pixel units, 0.1 or 2/255. Default: the recipe's.")] = None,
+    like: Annotated[
+        str | None, typer.Option(metavar="VARIANT", help="Prune as this one does. Default: the first pruned one.")
+    ] = None,
+    within: Annotated[float, typer.Option(help="Stop once a network this many times smaller, or nearer, fails.")] = 1.2,
+    count: Annotated[int | None, typer.Option(help="The first so many validation images. Default: all.")] = None,
+) -> None:
+    """Find the smallest network that keeps a guarantee: tries sparsities, resumes by itself, tests the result once."""
+    from certprune.data import load_data
+    from certprune.progress import make_progress
+    from certprune.provenance import command_line
+    from certprune.runs import Run, locked, open_run
+    from certprune.shrink_report import outcome, shrink_csv, shrink_page, shrink_table
+    from certprune.shrinking import Search
+    from certprune.stages import use_machine
+    from certprune.storage import write_text
+
+    work = open_run(folder)
+    recipe = work.recipe.model_copy(update={"output": str(folder)})  # the folder may have been moved
+    radius = recipe.main_eps if eps is None else chosen_radius(eps)
+    if radius is None:
+        raise InputError("Neither the recipe nor the command says at which eps to certify. Give --eps, e.g. --eps 0.1.")
+    if count is not None and count < 1:
+        raise InputError(f"--count must be at least 1, but {count} came.")
+    device = use_machine(recipe)
+    data = load_data(recipe.data.name, seed=recipe.seed, validation=recipe.data.validation, **recipe.data.options)
+    progress = make_progress(console())
+    with locked(folder):
+        try:
+            search = Search(Run(folder, recipe), data, device, radius, count, progress)
+            found = search.shrink(certified_at_least, like, within)
+        finally:
+            progress.close()
+    page = folder / f"shrink-{certified_at_least:g}-eps-{radius:g}.md"
+    write_text(page, shrink_page(found, command_line()))
+    write_text(page.with_suffix(".csv"), shrink_csv(found))
+    console().print(shrink_table(found))
+    console().print(outcome(found), soft_wrap=True)
+    console().print(f"Report: {page}", soft_wrap=True)
 
 
 def _table(title: str, before: Cost, after: Cost) -> Table:

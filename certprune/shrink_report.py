@@ -1,0 +1,85 @@
+"""What ``certprune shrink`` found, as a page, a CSV and a table for the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from certifiers.verdict import Accuracy
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from certprune.shrinking import Shrunk, Try
+
+HEADINGS = ("Network", "Weights asked for", "Weights", "Images", "Clean", "Certified", "Keeps it")
+
+
+def percent(accuracy: Accuracy) -> str:
+    return f"{100 * accuracy.value:.1f} % [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
+
+
+def _row(one: Try, found: Shrunk) -> tuple[str, ...]:
+    asked = f"{100 * one.kept:g} %"
+    if one.found is None:
+        return one.variant, asked, "none", "", "", "", "cannot be made"
+    keeps = "yes, chosen" if one is found.chosen else "yes" if one.holds(found.target) else "no"
+    held = one.found
+    return one.variant, asked, f"{one.weights:,}", f"{held.n:,}", percent(held.clean), percent(held.certified), keeps
+
+
+def shrink_table(found: Shrunk) -> Table:
+    """The tries for the terminal."""
+    from rich.table import Table
+
+    title = f"Certified accuracy of {100 * found.target:g} % or more at eps {found.eps:g}, validation images"
+    table = Table(title=title, title_justify="left")
+    for place, heading in enumerate(HEADINGS):
+        table.add_column(heading, justify="right" if 0 < place < len(HEADINGS) - 1 else "left")
+    for one in found.tries:
+        table.add_row(*_row(one, found))
+    return table
+
+
+def outcome(found: Shrunk) -> str:
+    """The result in a sentence or two."""
+    if found.chosen is None:
+        measured = [one for one in found.tries if one.found is not None]
+        best = max(measured, key=lambda one: one.found.certified.value, default=None)
+        said = "" if best is None else f" The nearest is {best.variant} with {percent(best.found.certified)}."
+        return (
+            f"No network that was tried keeps {100 * found.target:g} %.{said} Lower --certified-at-least, train the "
+            "run's networks for longer, or give another variant to go by with --like."
+        )
+    less = found.dense.multiply_adds / max(found.cost.multiply_adds, 1)
+    return (
+        f"The smallest is {found.chosen.variant} with {found.chosen.weights:,} weights. Compacted it does {less:.1f} "
+        f"times fewer multiply-adds than the dense network ({found.cost.multiply_adds:,}). On {found.test.n:,} test "
+        f"images, certified once: {percent(found.test.certified)} (clean {percent(found.test.clean)})."
+    )
+
+
+def shrink_page(found: Shrunk, command: str) -> str:
+    """The report in Markdown."""
+    lines = [HEADINGS, ("---", *["---:"] * (len(HEADINGS) - 2), "---"), *(_row(one, found) for one in found.tries)]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    notes = "".join(f"\n{one.variant}: {one.note}\n" for one in found.tries if one.note)
+    where = "" if found.network is None else f"\nThe compacted network: `{found.network}`.\n"
+    return f"""# The smallest network that keeps {100 * found.target:g} % certified at eps {found.eps:g}
+
+Made by `{command}`. {outcome(found)}
+{where}
+Accuracies below are of validation images, by which the network was chosen; in brackets 95 % intervals. The chosen one
+is the best of {len(found.tries)} tries there, so its accuracy on test images is the one to go by.
+
+{table}
+{notes}"""
+
+
+def shrink_csv(found: Shrunk) -> str:
+    """One line a try: ``variant,kept,weights,images,clean,certified,holds``."""
+    lines = ["variant,kept,weights,images,clean,certified,holds"]
+    for one in found.tries:
+        held = one.found
+        figures = ",," if held is None else f"{held.n},{held.clean.value:.6f},{held.certified.value:.6f}"
+        lines.append(f"{one.variant},{one.kept:g},{one.weights},{figures},{int(one.holds(found.target))}")
+    return "\n".join(lines) + "\n"
