@@ -13,6 +13,7 @@ _EXPORTS = {
     "data": ("load_data",),
     "models": ("build_model",),
     "objectives": ("build_objective",),
+    "exchange": ("from_torch_prune", "load_hydra", "to_torch_prune"),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 
