@@ -22,6 +22,9 @@ def run(
         typer.Argument(metavar="[KEY=VALUE]...", help="e.g. pretrain.epochs=2 variants.0.sparsity=0.9"),
     ] = None,
     stage: Annotated[str | None, typer.Option(help=f"Only this stage: {', '.join(STAGES)}.")] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write each epoch's figures to OUTPUT/tensorboard too.")
+    ] = False,
 ) -> None:
     """Do all stages of a recipe; goes on by itself where it was cut off."""
     if stage is not None and stage not in STAGES:
@@ -30,7 +33,7 @@ def run(
     changes = list(settings or ())
     if recipe.name == "config.yaml":  # the folder may have been moved: it is where it is
         changes.insert(0, f"output={json.dumps(str(recipe.parent))}")
-    execute(recipe, changes, STAGES if stage is None else (stage,))
+    execute(recipe, changes, STAGES if stage is None else (stage,), tensorboard)
 
 
 @app.command()
@@ -51,7 +54,7 @@ def demo(
     execute(recipe, list(settings or ()), STAGES)
 
 
-def execute(path: Path, settings: list[str], stages: tuple[str, ...]) -> None:
+def execute(path: Path, settings: list[str], stages: tuple[str, ...], tensorboard: bool = False) -> None:
     """Do ``stages`` of the recipe at ``path``, then show the table and where the report is."""
     from certprune.recipes import load_recipe
 
@@ -75,6 +78,10 @@ def execute(path: Path, settings: list[str], stages: tuple[str, ...]) -> None:
     check_network(recipe, data)
     screen = console()
     progress = make_progress(screen)
+    if tensorboard:
+        from certprune.tensorboard import TensorBoard
+
+        progress = TensorBoard(progress, Path(recipe.output) / "tensorboard")
     with locked(recipe.output):
         work = start_run(recipe, command_line(), torch.get_num_threads(), str(device))
         try:
