@@ -45,6 +45,7 @@ setup(
     ],
     extras_require={
         "attacks": ["pyautoattack>=0.2"],  # AutoAttack, from its authors
+        "log": ["tensorboard"],  # run --tensorboard
         "vnncomp": VNNCOMP,
         "test": [
             "pytest",

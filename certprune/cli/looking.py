@@ -15,6 +15,7 @@ from certprune.cli.app import app, console
 OPTIONAL = {
     "pytest": ("the tests", "pip install 'certprune[test]'"),
     "pyautoattack": ("the method autoattack", "pip install 'certprune[attacks]'"),
+    "tensorboard": ("run --tensorboard", "pip install 'certprune[log]'"),
     "ruff": ("make lint", "pip install 'certprune[test]'"),
     "onnx": ("export, verify, certify --external", "pip install 'certprune[vnncomp]'"),
     "onnxruntime": ("export, verify, certify --external", "pip install 'certprune[vnncomp]'"),
