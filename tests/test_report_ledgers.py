@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -200,5 +201,46 @@ def test_curves_of_one_network_by_several_methods_are_told_apart(folder):
     add(folder, "eps-0.1-10s", OWN, input_seconds=10)
     add(folder, "eps-0.1-alpha-crown", OWN, method="alpha-crown")
     curves = reports.read_curves(sorted(Path(folder).glob("certificates/dense/*.jsonl")))
-    assert len({curve.label for curve in curves}) == 3
-    assert any("alpha-crown" in curve.label for curve in curves) and any("10 s" in curve.label for curve in curves)
+    assert [curve.label for curve in curves] == [
+        "dense (alpha-crown)",
+        "dense (ibp+crown-ibp+crown)",
+        "dense (ibp+crown-ibp+crown, 10 s an image)",
+    ]
+
+
+def test_curves_tell_no_more_apart_than_is_needed(folder, tmp_path):
+    certificates = folder / "certificates" / "dense"
+    add_radii(folder, [(0.2, None)] * 10)
+    labels = [curve.label for curve in reports.read_curves(sorted(certificates.glob("*.jsonl")))]
+    assert labels == ["dense (radii)", "dense"]  # not by their tolerance, which only one has
+    other = tmp_path / "two"
+    shutil.copytree(folder, other)
+    path = other / "certificates" / "dense" / "eps-0.1.jsonl"
+    path.write_text(path.read_text().replace('"model": "m"', '"model": "n"'))
+    curves = reports.read_curves([certificates / "eps-0.1.jsonl", path])
+    assert [curve.label for curve in curves] == ["dense (one)", "dense (two)"]  # by the runs' folders alone
+    log = tmp_path / "one.tsv"
+    log.write_text("idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t1\t1\t0.5\t1\t0\n")
+    shutil.copy(log, other / "one.tsv")
+    assert [curve.label for curve in reports.read_curves([log, other / "one.tsv"])] == [
+        f"one ({tmp_path.name})",
+        "one (two)",
+    ]
+
+
+def test_labels_never_leave_the_chart_without_room(folder):
+    """Long labels go below, and the picture grows by them; the chart itself stays as large."""
+    from certprune.reports.plot import curve_figure
+
+    add(folder, "eps-0.1-long", OWN, method="ibp+crown-ibp+crown+alpha-crown+exact")
+    add_radii(folder, [(0.2, None)] * 10)
+    paths = sorted((folder / "certificates" / "dense").glob("*.jsonl"))
+    for some in (paths[:1], paths[:2], paths):
+        curves = reports.read_curves(some)
+        figure = curve_figure(curves)
+        figure.canvas.draw()
+        box = figure.axes[0].get_window_extent()
+        assert box.width > 0.6 * figure.dpi * 7.2 and box.height > 0.7 * figure.dpi * 4.2
+        for legend in figure.legends:
+            assert not legend.get_window_extent().overlaps(box)
+            assert figure.bbox.containsx(legend.get_window_extent().x1 - 1)

@@ -146,4 +146,4 @@ def _log_curve(path: Path) -> Curve:
                 radii.append(radius)
     if not n:
         raise InputError(f"'{path}' holds no input, only its header. Give the log of a finished certification.")
-    return staircase(Network(path.stem), radii, n, (path.parent.name,))
+    return staircase(Network(path.stem), radii, n, (("folder", path.parent.name),))

@@ -9,6 +9,7 @@ import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from certifiers.errors import InputError
 from certifiers.verdict import Accuracy, Status
@@ -40,7 +41,8 @@ class Curve:
     stepped: bool = False
     until: float = math.inf  # how far a stepped curve is known: behind its last point it is 0 up to here
     implied: str = ""  # the norm of the certificates that imply these radii; "" where they are of ``norm`` themselves
-    notes: tuple[str, ...] = ()  # tell curves with equal labels apart: sigma, the seed, the data, the folder
+    # (topic, text): tell curves with equal labels apart, by the methods, the noise, the seed, the folder.
+    notes: tuple[tuple[str, str], ...] = ()
 
 
 def run_curves(run: RunView) -> list[Curve]:
@@ -84,16 +86,33 @@ def name_curves(curves: Iterable[Curve]) -> list[Curve]:
     named = []
     for curve, text in zip(ordered, texts, strict=True):
         alike = [other for other, name in zip(ordered, texts, strict=True) if name == text]
-        extra = f" ({_apart(curve, alike) or len(named) + 1})" if len(alike) > 1 else ""
+        extra = f" ({apart})" if len(alike) > 1 and (apart := _apart(curve, alike)) else ""
         implied = f", implied by {NORMS[curve.implied]}" if curve.implied else ""
-        named.append(replace(curve, label=text + extra + implied))
+        label = text + extra + implied
+        taken = sum(other.label == label for other in named)
+        named.append(replace(curve, label=f"{label} ({taken + 1})" if taken else label))
     return named
 
 
 def _apart(curve: Curve, alike: Sequence[Curve]) -> str:
-    """Those of the curve's notes in which the curves with its label differ, all of them if they differ in none."""
-    telling = [note for place, note in enumerate(curve.notes) if len({other.notes[place:][:1] for other in alike}) > 1]
-    return ", ".join(telling or curve.notes)
+    """What the notes say on the topics that tell the curves with its label apart.
+
+    These are all that every such curve has a note on, where they differ; and of others, and the run's folder, what is
+    needed further.
+    """
+    notes = [dict(other.notes) for other in alike]
+    topics = list(dict.fromkeys(topic for other in alike for topic, _ in other.notes))
+    shared = [topic for topic in topics if topic != "run" and all(topic in each for each in notes)]
+    chosen = [topic for topic in shared if len({each[topic] for each in notes}) > 1]
+
+    def kinds(by: list[str]) -> int:
+        return len({tuple(each.get(topic) for topic in by) for each in notes})
+
+    for topic in topics:
+        if topic not in shared and kinds([*chosen, topic]) > kinds(chosen):
+            chosen.append(topic)
+    own = dict(curve.notes)
+    return ", ".join(own[topic] for topic in topics if topic in chosen and topic in own)
 
 
 def rate_at(curve: Curve, radius: float) -> Rate:
@@ -153,11 +172,19 @@ def ledger_curve(which: Network, ledgers: Iterable[LedgerView]) -> Curve:
         fullest = max(ledgers, key=lambda ledger: len(ledger.verdicts))
         clean = rates(fullest.summary)[0]
         points[0.0] = Point(0.0, len(fullest.verdicts), clean, clean)
-    seed = ledgers[0].header.get("seed")
-    note = f"seed {seed}" if seed is not None else ledgers[0].images or ledgers[0].path.parent.name
-    notes = (note, ledgers[0].method, ledgers[0].limit or "no time limit")
+    first, seed = ledgers[0], ledgers[0].header.get("seed")
+    notes = [("method", first.method)]
+    notes += [("limit", first.limit)] if first.limit else []
+    notes.append(("seed", f"seed {seed}") if seed is not None else ("images", first.images or first.path.parent.name))
     ordered = tuple(points[eps] for eps in sorted(points))
-    return Curve(which.name, which, ledgers[0].norm, ordered, notes=notes)
+    return Curve(which.name, which, ledgers[0].norm, ordered, notes=(*notes, *_run(first.path)))
+
+
+def _run(path: Path) -> tuple[tuple[str, str], ...]:
+    """A note on the run that a ledger lies in, if it does."""
+    folders = path.resolve().parents
+    inside = len(folders) > 2 and folders[1].name == "certificates"
+    return (("run", folders[2].name),) if inside else ()
 
 
 def smoothed_curve(which: Network, view: SmoothedView, norm: str | None = None) -> Curve:
@@ -168,12 +195,11 @@ def smoothed_curve(which: Network, view: SmoothedView, norm: str | None = None) 
     radii = [verdict.radius for verdict in view.verdicts if verdict.status is Status.certified]
     header = view.header
     notes = (
-        "uniform noise" if view.norm == "l1" else "Gaussian noise",
-        f"sigma {view.sigma:g}",
-        f"n {header.get('n')}",
-        f"alpha {header.get('alpha')}",
-        f"seed {header.get('seed')}",
-        view.rule or "fixed n",
+        ("noise", "uniform noise" if view.norm == "l1" else "Gaussian noise"),
+        ("sigma", f"sigma {view.sigma:g}"),
+        *((key, f"{key} {header.get(key)}") for key in ("n", "alpha", "seed")),
+        ("rule", view.rule or "fixed n"),
+        *_run(view.path),
     )
     implied = norm not in (None, view.norm)
     if implied:
@@ -200,8 +226,9 @@ def certified_radius_curve(which: Network, view: RadiusView) -> Curve:
     """
     header, rows = view.header, view.rows
     right = [row for row in rows if row.prediction == row.label]
-    notes = (f"radii by {header.get('method')}", f"tolerance {header.get('tolerance')}", f"seed {header.get('seed')}")
-    curve = staircase(which, [row.radius for row in right], len(rows), notes, view.norm)
+    notes = [("kind", "radii"), ("method", view.method)]
+    notes += [(key, f"{key} {header[key]}") for key in ("tolerance", "seed") if key in header]
+    curve = staircase(which, [row.radius for row in right], len(rows), (*notes, *_run(view.path)), view.norm)
     last = curve.points[-1].eps
     whole = math.isclose(last, view.largest, rel_tol=1e-6)  # radii are in the network's float type
     curve = replace(curve, until=last if whole else view.largest)
@@ -214,7 +241,9 @@ def certified_radius_curve(which: Network, view: RadiusView) -> Curve:
     return replace(curve, points=tuple(points))
 
 
-def staircase(which: Network, radii: Iterable[float], n: int, notes: tuple[str, ...], norm: str = "l2") -> Curve:
+def staircase(
+    which: Network, radii: Iterable[float], n: int, notes: tuple[tuple[str, str], ...], norm: str = "l2"
+) -> Curve:
     """The curve of ``n`` inputs of which those predicted right are certified within ``radii`` (``norm``, pixels)."""
     radii = sorted(radii)
     points = []

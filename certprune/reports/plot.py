@@ -14,14 +14,22 @@ from certprune.reports.curves import Curve, curves_csv, distance_label
 from certprune.reports.look import LIGHT, Style, spread, styles
 from certprune.storage import write_bytes, write_text
 
+LONG_LABEL, MANY_LABELS = 34, 14  # characters, and labels beside a chart
+LEGEND_LINE = 0.19  # inches
 INK, QUIET = "#20242c", "#6b7280"
 FORMATS = (".png", ".svg", ".pdf")
 NO_DATE = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}  # equal curves give equal files
 
 
 def curve_figure(curves: Sequence[Curve], size: tuple[float, float] = (7.2, 4.2)) -> Figure:
-    """Certified accuracy against eps with Wilson bands, each curve labelled at its end."""
-    figure = Figure(figsize=size, dpi=160, facecolor="white", layout="constrained")
+    """Certified accuracy against eps with Wilson bands, each curve labelled at its end, or in a legend.
+
+    ``size`` in inches; a legend below the chart makes it higher.
+    """
+    place = _label_place(curves)
+    columns, rows = _legend_grid(curves, size[0]) if place == "below" else (1, 0)
+    height = size[1] + rows * LEGEND_LINE
+    figure = Figure(figsize=(size[0], height), dpi=160, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     looks = styles(curve.network for curve in curves)
@@ -46,13 +54,16 @@ def curve_figure(curves: Sequence[Curve], size: tuple[float, float] = (7.2, 4.2)
     axes.spines["bottom"].set_color(QUIET)
     axes.tick_params(colors=INK, length=0, labelsize=9)
     axes.tick_params(axis="x", length=3, color=QUIET)
-    if stepped:  # they end at zero, where labels would crowd
-        figure.legend(loc="outside right upper", frameon=False, fontsize=9, labelcolor=INK)
-        return figure
     grid = sorted({point.eps for curve in curves for point in curve.points})
-    if len(grid) <= 8:
+    if len(grid) <= 8 and not stepped:
         axes.set_xticks(grid, [f"{eps:g}" for eps in grid])
-    _end_labels(axes, curves, looks, size[1])
+    else:
+        axes.xaxis.set_major_formatter("{x:g}")
+    if place == "end":
+        _end_labels(axes, curves, looks, size[1])
+    else:
+        where = {"beside": "outside right upper", "below": "outside lower left"}[place]
+        figure.legend(loc=where, ncols=columns, frameon=False, fontsize=9, labelcolor=INK, handlelength=3)
     return figure
 
 
@@ -78,6 +89,25 @@ def save_curves(curves: Sequence[Curve], out: str | Path) -> list[Path]:
         write_bytes(out, content.getvalue())
     write_text(table, curves_csv(curves))
     return [out, table] if kind in FORMATS else [table]
+
+
+def _label_place(curves: Sequence[Curve]) -> str:
+    """Where labels are read best: at the "end" of each curve, "beside" the chart or "below" it.
+
+    Staircases end at zero, where labels would crowd, and long ones would leave the chart no room.
+    """
+    longest = max(len(curve.label) for curve in curves)
+    if longest > LONG_LABEL or len(curves) > MANY_LABELS:
+        return "below"
+    one_end = len({curve.points[-1].eps for curve in curves}) == 1
+    return "end" if one_end and not any(curve.stepped for curve in curves) else "beside"
+
+
+def _legend_grid(curves: Sequence[Curve], width: float) -> tuple[int, int]:
+    """Columns and rows of a legend that is ``width`` inches wide."""
+    longest = max(len(curve.label) for curve in curves)
+    columns = max(1, min(int(width / (0.08 * longest + 0.75)), len(curves)))
+    return columns, -(-len(curves) // columns)
 
 
 def _draw(axes, curve: Curve, style: Style) -> None:
