@@ -63,14 +63,17 @@ def attack(
     step_size: float | None = None,
     seed: int = 0,
     indices: Sequence[int] | None = None,
+    start: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`pgd` with the two losses in turn, and its success tested anew: (x_adv, success).
+
+    `start` (batch, ...): inputs of the threat set to begin at, in place of the clean ones.
 
     `success` (batch,) is True where `x_adv` lies in the threat set and one plain forward pass of the model on
     it gives finite logits whose largest is not the label's.
     """
     losses = [("margin", "ce")[restart % 2] for restart in range(restarts)]
-    x_adv = _search(_task(model, x, y, threat, steps, step_size), losses, seed, indices)
+    x_adv = _search(_task(model, x, y, threat, steps, step_size), losses, seed, indices, start)
     with torch.no_grad():
         logits = model(x_adv)
     wrong = (logits.argmax(1) != y) & logits.isfinite().all(1)
@@ -112,8 +115,10 @@ class _Best(NamedTuple):
         return (~(self.excess > 0)).nonzero().flatten()
 
 
-def _search(task: _Task, losses: Sequence[str], seed: int, indices: Sequence[int] | None) -> Tensor:
-    """Run one restart per entry of `losses`; the best inputs found."""
+def _search(
+    task: _Task, losses: Sequence[str], seed: int, indices: Sequence[int] | None, first: Tensor | None = None
+) -> Tensor:
+    """Run one restart per entry of `losses`, the first from `first` (None: the clean inputs); the best inputs found."""
     _check(task.steps, losses)
     x = task.x
     indices = range(len(x)) if indices is None else indices
@@ -126,7 +131,7 @@ def _search(task: _Task, losses: Sequence[str], seed: int, indices: Sequence[int
         rows = best.open()
         if len(rows) == 0:
             break
-        start = x[rows]
+        start = (x if first is None else first)[rows]
         if restart > 0:
             names = [f"{seed}/{indices[row]}/{restart}" for row in rows.tolist()]
             start = _random_start(start, task.threat.select(rows), names)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from certifiers.attack import attack
 from certifiers.errors import InputError, UnsupportedLayer
 from certifiers.threat import Threat
 
@@ -35,14 +36,19 @@ Certifier = Callable[[nn.Module, Tensor, Tensor, Threat, Tensor, "float | None"]
 
 
 def _bounds(method: str) -> Certifier:
-    """Bounds that hold in exact arithmetic: where single precision cannot tell them from 0, double precision does."""
+    """Bounds that hold in exact arithmetic: where single precision cannot tell them from 0, double precision does.
+
+    Where a linear bound does not prove a margin, the input where it is least is often a counterexample, and offered.
+    """
 
     @torch.no_grad()
-    def lower_bounds(model, x, y, threat, classes, deadline=None) -> Tensor:
+    def certifier(model, x, y, threat, classes, deadline=None) -> Answer:
         from certifiers.bounds import check_against_model, margin_lower_bounds, trace
+        from certifiers.bounds.margins import bounded, margins_of
 
         check_against_model(trace(model, tuple(x.shape[1:])), model, x)
-        bounds = margin_lower_bounds(model, x, y, threat, method, classes=classes, account_for_rounding=True)
+        network, intervals = bounded(model, x, threat, method, account_for_rounding=True)
+        bounds = margins_of(method, network, intervals, y, classes=classes)
         size = model(x).abs().amax(1, keepdim=True)
         close = (classes & (bounds <= 0) & (bounds > -CLOSE * (1 + size))).any(1).nonzero().flatten()
         if len(close) and x.dtype != torch.float64:
@@ -56,9 +62,33 @@ def _bounds(method: str) -> Certifier:
                 account_for_rounding=True,
             )
             bounds[close] = torch.maximum(bounds[close], rounded_down(found, x.dtype))
-        return bounds
+        if method == "ibp":
+            return Answer(bounds)
+        return Answer(bounds, _suspects(model, network, intervals, x, y, threat, classes & ~(bounds > 0)))
 
-    return lower_bounds
+    return certifier
+
+
+def _suspects(model, network, intervals, x: Tensor, y: Tensor, threat: Threat, open_: Tensor) -> Tensor | None:
+    """For each input with an open margin, of the inputs where these margins' linear bounds are least the worst.
+
+    A few steps of the attack from there follow, where it is not a counterexample yet.
+    """
+    from certifiers.bounds.margins import least_margin_inputs
+
+    if not open_.any():
+        return None
+    points, samples, _ = least_margin_inputs(network, intervals, y, open_)
+    points = threat.select(samples).project(x[samples], points)
+    logits = model(points)
+    label = logits.gather(1, y[samples, None])
+    excess = (logits.scatter(1, y[samples, None], -torch.inf) - label).amax(1)
+    worst = excess.new_full((len(x),), -torch.inf).scatter_reduce(0, samples, excess, "amax")
+    chosen = excess >= worst[samples]
+    inputs = torch.full_like(x, torch.nan).index_copy(0, samples[chosen], points[chosen])
+    asked = open_.any(1).nonzero().flatten()
+    inputs[asked] = attack(model, x[asked], y[asked], threat, SUSPECT_STEPS, 1, start=inputs[asked])[0]
+    return inputs
 
 
 def rounded_down(bounds: Tensor, dtype: torch.dtype) -> Tensor:
@@ -153,6 +183,7 @@ METHODS: dict[str, Certifier] = {
 AT_ONCE: dict[str, int] = {"alpha-crown": 32, "lirpa-alpha-crown": 8, "autoattack": 100, "exact": 1}
 
 CASCADE = ("ibp", "crown-ibp", "crown", "alpha-crown")  # cheapest first
+SUSPECT_STEPS = 10  # of the attack, from where a linear bound is least
 CLOSE = 1e-3  # of the largest logit: a bound so little below 0 may owe it to rounding alone
 EXACT_SECONDS = 60.0  # for each input, where no time limit is given
 

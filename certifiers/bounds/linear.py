@@ -16,6 +16,7 @@ from .graph import Network, nonlinear_places
 from .interval import Intervals
 from .nonlinear import NONLINEAR, ReLU
 from .operations import Interval
+from .rounding import Tally
 
 #: Tensors of a row's largest size alive at once while it is carried back; measured on convolutional nets.
 _LIVE_COPIES = 8
@@ -42,6 +43,31 @@ def lower_bounds(
     Returns:
         ``(batch or len(samples), rows)``.
     """
+    row, constant, tally = _carried(network, place, rows, intervals, samples, slopes)
+    bound = constant
+    if row is not None:  # else nothing depends on the input
+        region = intervals.region if samples is None else intervals.region.select(samples)
+        bound = region.minimum(row) + constant
+        if tally is not None:
+            tally.carried(0, row)
+    return bound if tally is None else tally.below(bound)
+
+
+def least_inputs(
+    network: Network, place: int, rows: Tensor, intervals: Intervals, samples: Tensor | None = None
+) -> Tensor:
+    """Where in the region the bounds of :func:`lower_bounds` are least, ``(samples, rows, *input shape)``.
+
+    Nothing is claimed of these inputs; but where a bound is tight, its row is nearly as small there.
+    """
+    row, _, _ = _carried(network, place, rows, intervals, samples)
+    region = intervals.region if samples is None else intervals.region.select(samples)
+    row = region.box.centre.new_zeros(*rows.shape[:2], *network.nodes[0].shape) if row is None else row
+    return region.minimiser(row)
+
+
+def _carried(network, place, rows, intervals, samples=None, slopes=None) -> tuple[Tensor | None, Tensor, Tally | None]:
+    """The rows carried back to the input (None: nothing arrives), their constant, and the account of rounding."""
     pending: dict[int, Tensor] = {place: rows}
     constant = rows.new_zeros(rows.shape[:2])
     tally = intervals.tally(network, samples)
@@ -59,13 +85,7 @@ def lower_bounds(
             tally.passed(i, inputs, added, pending)
         for j, part in zip(inputs, parts, strict=True):
             pending[j] = pending[j] + part if j in pending else part
-    bound = constant
-    if 0 in pending:  # else nothing depends on the input
-        region = intervals.region if samples is None else intervals.region.select(samples)
-        bound = region.minimum(pending[0]) + constant
-        if tally is not None:
-            tally.carried(0, pending[0])
-    return bound if tally is None else tally.below(bound)
+    return pending.get(0), constant, tally
 
 
 def elided_bounds(network: Network, rows: Tensor, intervals: Intervals) -> Interval:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from .graph import Network, trace
 from .interval import Intervals, propagate
-from .linear import crown_intervals, elided_bounds, lower_bounds
+from .linear import crown_intervals, elided_bounds, least_inputs, lower_bounds
 from .region import Region
 from .symbolic import Symbolic
 
@@ -54,19 +54,55 @@ def margin_lower_bounds(
         UnsupportedLayer: a layer whose bounds are not known.
         InputError: an unknown method.
     """
+    network, intervals = bounded(model, x, threat, method, memory_mb, account_for_rounding)
+    return margins_of(method, network, intervals, y, memory_mb, classes)
+
+
+def bounded(
+    model: nn.Module,
+    x: Tensor,
+    threat,
+    method: str = "crown-ibp",
+    memory_mb: float = 512,
+    account_for_rounding: bool = False,
+) -> tuple[Network, Intervals]:
+    """The network, and the boxes of its nodes that ``method`` makes margins from; see :func:`margin_lower_bounds`."""
     if method not in METHODS:
         raise InputError(f"method should be one of {', '.join(METHODS)}, but is '{method}'.")
     if account_for_rounding and method == "symbolic":
         raise InputError("Rounding is not accounted for by the method symbolic; take ibp, crown-ibp or crown.")
     network = trace(model, tuple(x.shape[1:])).bind(x if needs_clean_batch(model) else None)
     intervals = propagate(network, Region.of(x, threat, account_for_rounding), account_for_rounding)
+    return network, crown_intervals(network, intervals, memory_mb) if method == "crown" else intervals
+
+
+def margins_of(
+    method: str,
+    network: Network,
+    intervals: Intervals,
+    y: Tensor,
+    memory_mb: float = 512,
+    classes: Tensor | None = None,
+) -> Tensor:
+    """Margins from the boxes that :func:`bounded` gave, ``(batch, classes)``."""
     if method == "ibp":
         return only(interval_margins(network, intervals, y), y, classes)
     if method == "symbolic":
         return only(symbolic_margins(network, intervals, y, memory_mb), y, classes)
-    if method == "crown":
-        intervals = crown_intervals(network, intervals, memory_mb)
     return linear_margins(network, intervals, y, classes)
+
+
+def least_margin_inputs(
+    network: Network, intervals: Intervals, y: Tensor, classes: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """For each margin of ``classes`` (batch, K) the input where its linear bound is least; nothing is claimed of it.
+
+    Returns:
+        inputs ``(margins, *shape)``, and of each the sample and the class.
+    """
+    rows, samples, wrong = chosen_rows(y, classes, intervals.region.box.centre)
+    points = least_inputs(network, len(network.nodes) - 1, rows.unsqueeze(1), intervals, samples)
+    return points.squeeze(1), samples, wrong
 
 
 def interval_margins(network: Network, intervals: Intervals, y: Tensor) -> Tensor:

@@ -58,6 +58,19 @@ class Region(NamedTuple):
         length = (total(rows.square()) + torch.finfo(rows.dtype).tiny).sqrt()
         return torch.maximum(least, total(rows * self.x.unsqueeze(1)) - self.eps * length)
 
+    def minimiser(self, rows: Tensor) -> Tensor:
+        """An input of the region where each linear row is least, ``(samples, rows, *shape)``.
+
+        Exact over the box; with a ball the ball's own, cut to the box.
+        """
+        centre, radius = self.box.centre.unsqueeze(1), self.box.radius.unsqueeze(1)
+        if self.x is None:
+            return centre - radius * rows.sign()
+        length = total(rows.square()).sqrt().clamp(min=torch.finfo(rows.dtype).tiny)
+        eps = (self.eps / length).reshape(*length.shape, *[1] * (rows.dim() - 2))
+        point = self.x.unsqueeze(1) - eps * rows
+        return torch.minimum(torch.maximum(point, centre - radius), centre + radius)
+
     def deviation(self, rows: Tensor) -> Interval:
         """Bounds of ``rows . (input - box.centre)``: rows ``(samples or 1, rows, *shape)`` to ``(samples, rows)``."""
         reach = dot(rows.abs(), self.box.radius)
