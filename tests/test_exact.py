@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -242,6 +243,59 @@ def test_bad_input():
         decide(linear, x + 2, 0, LinfBall(0.1), 5)
     y = int(linear(x.unsqueeze(0)).argmax())
     assert decide(linear, x, y, LinfBall(0.0), 5).proven is True  # nothing to split at all
+
+
+def asked_together(model, x, y, threat):
+    """The question whether everywhere some margin is positive: one group of all rows."""
+    problem = problem_of(model, x, y, threat)
+    return replace(problem, groups=torch.zeros(len(problem.asked), dtype=torch.long))
+
+
+@pytest.mark.parametrize("integers", [True, False])
+def test_a_group_of_rows_is_decided_as_a_fine_grid_says(integers, monkeypatch):
+    """One of several rows must be positive at each point: which one may change from point to point."""
+    monkeypatch.setattr("certifiers.exact.tree.FEW_UNITS", 200 if integers else -1)
+    decided = []
+    for seed, eps, shift in itertools.product(range(3), (0.15, 0.4), (-0.02, 0.02)):
+        model = tiny(seed)
+        x = torch.rand(1, 2, dtype=DOUBLE, generator=torch.Generator().manual_seed(seed))
+        problem = asked_together(model, x, 0, LinfBall(eps))
+        (lower,), (upper,) = LinfBall(eps).box(x)
+        ticks = torch.linspace(0, 1, 201, dtype=DOUBLE)
+        grid = lower + torch.cartesian_prod(ticks, ticks) * (upper - lower)
+        least = problem.answers(grid).min()
+        asked = replace(problem.asked, constant=problem.asked.constant - least + shift)
+        problem = replace(problem, asked=asked)  # now the least is about `shift`
+        found = search(problem, time.monotonic() + 20, lambda point, p=problem: bool(p.answers(point[None]) <= 0))
+        assert not (found.proven and shift < 0)
+        if found.proven is False:
+            assert problem.answers(found.witness[None]) <= 0
+        decided.append(found.proven is (shift > 0))
+    assert sum(decided) >= 11  # between the points of the grid it may be a little lower
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_bounds_of_groups_hold_on_every_subdomain(seed):
+    """Random splits, whatever the weights: at no sampled point of a subdomain is the largest row below its bound."""
+    model = NETS["conv" if seed % 2 else "mlp"](seed=seed, dtype=DOUBLE)
+    x, y = images(1, seed=seed, dtype=DOUBLE)
+    problem = tighten(asked_together(model, x, int(y), LinfBall(0.15)), 2)
+    generator = torch.Generator().manual_seed(seed)
+    pool = Domains.root(problem)
+    for _ in range(3):
+        weight = free(pool).double() + 1e-9
+        pool = halves(pool, torch.multinomial(weight, 1, generator=generator).squeeze(1))
+    pool.mix = 3 * torch.randn(pool.mix.shape, generator=generator, dtype=DOUBLE)
+    loose = bound(problem, asked_of(problem, pool), pool).value
+    improve(problem, None, pool, 10)
+    assert (pool.bound >= loose - 1e-12).all() and (pool.bound > loose + 1e-3).any()
+    box = problem.region.box
+    share = torch.rand(10000, box.centre.shape[1], dtype=DOUBLE, generator=generator)
+    points = box.centre + (2 * share - 1) * box.radius
+    largest, z = problem.answers(points)[:, 0], before_units(problem, points)
+    for d in range(len(pool)):
+        inside = ((pool.sign[d] <= 0) | (z >= 0)).all(1) & ((pool.sign[d] >= 0) | (z <= 0)).all(1)
+        assert not inside.any() or largest[inside].min() >= pool.bound[d]
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -26,6 +26,7 @@ from certifiers.vnncomp import (
 )
 from certifiers.vnncomp.bounding import Rows, excluded, excluded_by_combination, intervals_of, tightened
 from certifiers.vnncomp.complete import split_relus
+from certifiers.vnncomp.left import Left
 from certifiers.vnncomp.splitting import split_inputs
 from certprune.models.normalise import Normalise
 from tests.nets import NETS, images, tiny_mlp
@@ -267,11 +268,11 @@ def test_halving_stops_at_the_deadline_and_finds_what_is_there():
     values = model(2 * torch.rand(50_000, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) - 1)[:, 0]
     row = torch.tensor([[1.0, 0.0]]).double()
     there = [Polytope(row, values.quantile(0.01).reshape(1))]
-    verdict, x = split_inputs(model, -ends, ends, there, time.monotonic() + 20)
+    verdict, x = split_inputs(Left.of(model, -ends, ends, there, time.monotonic() + 20))
     assert verdict == "sat" and model(x.unsqueeze(0))[0, 0] <= there[0].b[0]
     gone = [Polytope(row, values.min().reshape(1) - 0.1)]
-    assert split_inputs(model, -ends, ends, gone, time.monotonic() + 20) == ("unsat", None)
-    assert split_inputs(model, -ends, ends, gone, time.monotonic() - 1) == ("timeout", None)
+    assert split_inputs(Left.of(model, -ends, ends, gone, time.monotonic() + 20)) == ("unsat", None)
+    assert split_inputs(Left.of(model, -ends, ends, gone, time.monotonic() - 1)) == ("timeout", None)
 
 
 def test_a_false_witness_does_not_count(tmp_path):
@@ -280,8 +281,8 @@ def test_a_false_witness_does_not_count(tmp_path):
     question = parse_property(SQUARE + "(assert (>= (+ Y_0 Y_1) 2.001))")
     calls = []
 
-    def liar(model, lower, upper, polytopes, deadline):
-        calls.append(len(polytopes))
+    def liar(left):
+        calls.append(len(left.polytopes))
         return "sat", torch.zeros(2, dtype=torch.float64)
 
     answer = verify(network, question, 20, decide=liar)
@@ -295,8 +296,9 @@ def test_a_search_gets_only_what_is_open(tmp_path):
     question = parse_property(SQUARE + "(assert (or (>= Y_0 2.1) (>= (+ Y_0 Y_1) 2.001) (<= Y_1 -1)))")
     seen = []
 
-    def decide(model, lower, upper, polytopes, deadline):
-        seen.append((lower.tolist(), upper.tolist(), [p.a.tolist() for p in polytopes]))
+    def decide(left):
+        seen.append((left.lower.tolist(), left.upper.tolist(), [p.a.tolist() for p in left.polytopes]))
+        assert torch.allclose(left.intervals.boxes[1].upper, torch.tensor([[2.0, 2.0]], dtype=torch.float64))
         return "unsat", None
 
     assert verify(network, question, 20, decide=decide).verdict == "unsat"
@@ -327,35 +329,43 @@ def test_relus_are_split_where_inputs_are_many(tmp_path):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_splitting_relus_is_right_on_either_side_of_the_minimum(seed):
-    """Just above the least value that descent reaches there is a counterexample; well below there is none."""
+    """Just above the least value that descent reaches there is a counterexample; well below there is none.
+
+    Of one row, and of conjunctions: of two rows, of which the larger counts, and of three.
+    """
     model = small_net(14, 2, seed, hidden=6).double()
     generator = torch.Generator().manual_seed(seed)
-    lower, upper = -torch.ones(14, dtype=torch.float64), torch.ones(14, dtype=torch.float64)
-    x = 2 * torch.rand(500, 14, generator=generator, dtype=torch.float64) - 1
-    for step in range(100):
-        x.requires_grad_(True)
-        (gradient,) = torch.autograd.grad(model(x)[:, 0].sum(), x)
-        x = (x.detach() - 0.3 * (1 - step / 100) * gradient.sign()).clamp(-1, 1)
-    least, row = model(x)[:, 0].min(), torch.tensor([[1.0, 0.0]], dtype=torch.float64)
-    there, gone = ([Polytope(row, (least + gap).reshape(1))] for gap in (1e-3, -0.02))
-    verdict, found = split_relus(model, lower, upper, there, time.monotonic() + 20)
-    assert verdict == "sat" and model(found.unsqueeze(0))[0, 0] <= least + 1e-3
-    assert split_relus(model, lower, upper, gone, time.monotonic() + 20) == ("unsat", None)
-    # Several rows at once are not asked of it.
-    both = [Polytope(torch.cat([row, row]), torch.zeros(2, dtype=torch.float64))]
-    assert split_relus(model, lower, upper, both, time.monotonic() + 20) == ("unknown", None)
+    ends = torch.ones(14, dtype=torch.float64)
+    for rows in (torch.eye(2)[:1], torch.eye(2), torch.randn(3, 2, generator=generator)):
+        rows = rows.double()
+        shift = torch.randn(len(rows), generator=generator, dtype=torch.float64)
+        x = 2 * torch.rand(500, 14, generator=generator, dtype=torch.float64) - 1
+        for step in range(200):
+            x.requires_grad_(True)
+            (gradient,) = torch.autograd.grad((model(x) @ rows.T - shift).amax(1).sum(), x)
+            x = (x.detach() - 0.3 * (1 - step / 200) ** 2 * gradient.sign()).clamp(-1, 1)
+        least = (model(x) @ rows.T - shift).amax(1).min()
+        verdicts = []
+        for gap in (5e-3, -0.05, -0.1, -0.2, -0.4, -0.8):  # descent may miss the least of several rows by something
+            polytope = Polytope(rows, shift + least + gap)
+            verdict, found = split_relus(Left.of(model, -ends, ends, [polytope], time.monotonic() + 20))
+            assert verdict == "unsat" or polytope.excess(model(found.unsqueeze(0))[0]) <= 0
+            verdicts.append(verdict)
+            if verdict == "unsat":
+                break
+        assert verdicts[0] == "sat" and verdicts[-1] == "unsat"
+        assert len(rows) > 1 or len(verdicts) == 2
 
 
 def test_the_search_over_relus_is_asked_what_the_polytopes_say(monkeypatch):
-    """A proof that every row exceeds its b by more than rounding, on this very box, and nothing weaker."""
+    """A proof that of every polytope a row exceeds its b by more than rounding, on this very box, nothing weaker."""
     from certifiers import exact
 
     asked = []
 
-    def decide_rows(network, region, rows, offset, deadline, confirm):
-        asked.append(
-            (region.box.lower, region.box.upper, rows, offset, [confirm(p) for p in (-torch.ones(2), torch.ones(2))])
-        )
+    def decide_rows(network, region, rows, offset, deadline, confirm, intervals, groups):
+        confirmed = [confirm(p) for p in (-torch.ones(2), torch.ones(2))]
+        asked.append((region.box, intervals, rows, offset, groups, confirmed))
         return exact.Outcome(proven=None, bound=0.0, witness=None, domains=1)
 
     monkeypatch.setattr(exact, "decide_rows", decide_rows)
@@ -363,12 +373,16 @@ def test_the_search_over_relus_is_asked_what_the_polytopes_say(monkeypatch):
     model.weight.data, model.bias.data = torch.eye(2).double(), torch.zeros(2).double()
     ends = torch.ones(2, dtype=torch.float64)
     rows = torch.tensor([[1.0, 2.0], [-1.0, 0.0]], dtype=torch.float64)
-    polytopes = [Polytope(rows[:1], torch.tensor([-2.5]).double()), Polytope(rows[1:], torch.tensor([-3.0]).double())]
-    assert split_relus(nn.Sequential(model).eval(), -ends, ends, polytopes, time.monotonic() + 5) == ("timeout", None)
-    ((lower, upper, a, offset, confirmed),) = asked
-    assert torch.equal(lower, -ends[None]) and torch.equal(upper, ends[None]) and torch.equal(a, rows)
-    assert (offset < torch.tensor([2.5, 3.0])).all() and torch.allclose(offset, torch.tensor([2.5, 3.0]).double())
-    assert confirmed == [True, False]  # -3 <= -2.5 in the first; 3 > -2.5 and -1 > -3
+    polytopes = [Polytope(rows[:1], torch.tensor([-2.5]).double()), Polytope(rows, torch.tensor([9.0, -3.0]).double())]
+    left = Left.of(nn.Sequential(model).eval(), -ends, ends, polytopes, time.monotonic() + 5)
+    assert split_relus(left) == ("timeout", None)
+    ((box, intervals, a, offset, groups, confirmed),) = asked
+    assert (box.lower <= -ends).all() and (box.upper >= ends).all()
+    assert torch.allclose(box.upper, ends[None]) and intervals is left.intervals and intervals.reach is not None
+    assert torch.equal(a, torch.cat([rows[:1], rows])) and groups.tolist() == [0, 1, 1]
+    expected = torch.tensor([2.5, -9.0, 3.0]).double()
+    assert (offset < expected).all() and torch.allclose(offset, expected)
+    assert confirmed == [True, False]  # -3 <= -2.5 in the first; 3 > -2.5, and 3 <= 9 but -1 > -3
 
 
 @pytest.mark.parametrize("method", ["ibp", "crown"])

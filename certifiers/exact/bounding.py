@@ -24,8 +24,9 @@ from .reduced import Reduced, Rows
 class Domains:
     """Subdomains of a question, ``count`` of them: what each knows of the units, and its best multipliers.
 
-    ``question``: (count,), the row of ``Reduced.asked`` it is about. ``lower``, ``upper``: (count, units). ``sign``:
-    +1 active, -1 inactive by a split, else 0. ``bound``: the best lower bound so far.
+    ``question``: (count,), which of ``Reduced.members``. ``lower``, ``upper``: (count, units). ``sign``: +1 active, -1
+    inactive by a split, else 0. ``bound``: the best lower bound so far. ``mix``: (count, rows of a question), where
+    questions have several rows, the logarithms of the weights by which these are combined.
     """
 
     question: Tensor
@@ -35,6 +36,7 @@ class Domains:
     alpha: Tensor
     beta: Tensor
     bound: Tensor
+    mix: Tensor
 
     def __len__(self) -> int:
         return len(self.bound)
@@ -49,12 +51,21 @@ class Domains:
     @staticmethod
     def root(problem: Reduced) -> Domains:
         """The whole region, once for each question; alpha as CROWN chooses it."""
-        count, units = len(problem.asked), len(problem.lower)
+        count, units = len(problem.members), len(problem.lower)
         lower, upper = (end.expand(count, units).clone() for end in (problem.lower, problem.upper))
         nothing = torch.zeros_like(lower)
         question = torch.arange(count, device=lower.device)
         worst = lower.new_full((count,), -torch.inf)
-        return Domains(question, lower, upper, nothing, crown_slopes(lower, upper), nothing.clone(), worst)
+        slopes = crown_slopes(lower, upper)
+        return Domains(question, lower, upper, nothing, slopes, nothing.clone(), worst, problem.choices.clone())
+
+
+def asked_of(problem: Reduced, domains: Domains) -> Rows:
+    """The row that each domain is about: of a question with several, their combination by the weights at hand.
+
+    Where a combination with weights >= 0 is above 0, so is one of the rows.
+    """
+    return problem.combined(domains.question, domains.mix.softmax(1))
 
 
 def crown_slopes(lower: Tensor, upper: Tensor) -> Tensor:
@@ -115,28 +126,34 @@ def _terms(problem: Reduced) -> int:
 
 
 def improve(
-    problem: Reduced, rows: Rows, domains: Domains, steps: int, rate: float = 0.2, deadline: float = math.inf
+    problem: Reduced, rows: Rows | None, domains: Domains, steps: int, rate: float = 0.2, deadline: float = math.inf
 ) -> Bound:
     """Ascend alpha and beta of ``domains`` in place for ``steps`` steps; the best of each domain is kept.
 
-    ``rows``: one for each domain. Domains proven on the way are not special: their bound is above 0. After
+    ``rows``: one for each domain; None: what these are about, and of a question with several rows the weights ascend
+    too. Domains proven on the way are not special: their bound is above 0. After
     ``deadline`` (of ``time.monotonic``) no step begins.
     """
-    steps = steps if problem.levels else 0  # without units there is nothing to improve
-    alpha, beta = domains.alpha.clone().requires_grad_(True), domains.beta.clone().requires_grad_(True)
+    mixed = rows is None and domains.mix.shape[1] > 1
+    rows = asked_of(problem, domains) if rows is None else rows
+    steps = steps if problem.levels or mixed else 0  # else there is nothing to improve
+    alpha, beta, mix = (part.clone().requires_grad_(True) for part in (domains.alpha, domains.beta, domains.mix))
     split = bool((domains.sign != 0).any())
-    optimizer = torch.optim.Adam([{"params": [alpha], "lr": rate}, {"params": [beta], "lr": rate / 2}])
+    rates = ((alpha, rate), (beta, rate / 2), *([(mix, 2 * rate)] if mixed else []))
+    optimizer = torch.optim.Adam([{"params": [part], "lr": each} for part, each in rates])
     found = None
     for step in range(steps + 1):
         if time.monotonic() > deadline:
             steps = step
         with torch.set_grad_enabled(step < steps):
-            now = bound(problem, rows, replace(domains, alpha=alpha, beta=beta))
+            here = replace(domains, alpha=alpha, beta=beta, mix=mix)
+            now = bound(problem, asked_of(problem, here) if mixed else rows, here)
         value = now.value.detach()
         better = (value > domains.bound).unsqueeze(1)
         domains.bound = torch.maximum(domains.bound, value)
         domains.alpha = torch.where(better, alpha.detach(), domains.alpha)
         domains.beta = torch.where(better, beta.detach(), domains.beta)
+        domains.mix = torch.where(better, mix.detach(), domains.mix)
         kept = Bound(value, now.units.detach(), now.inputs.detach())
         found = kept if found is None else Bound(
             domains.bound, torch.where(better, kept.units, found.units), torch.where(better, kept.inputs, found.inputs)
@@ -159,7 +176,7 @@ def tighten(problem: Reduced, steps: int, deadline: float = math.inf, chunk: int
     """The question with smaller boxes of its units, level by level, by optimised slopes."""
     lower, upper = problem.lower.clone(), problem.upper.clone()
     for level in problem.levels[1:]:
-        now = Reduced(problem.before, problem.asked, problem.levels, lower, upper, problem.region)
+        now = replace(problem, lower=lower, upper=upper)
         rows = problem.before[level]
         both = Rows.cat([rows, -rows])
         if time.monotonic() > deadline:
@@ -172,4 +189,4 @@ def tighten(problem: Reduced, steps: int, deadline: float = math.inf, chunk: int
         least, most = both.constant.chunk(2)
         lower[level] = torch.maximum(lower[level], least)
         upper[level] = torch.minimum(upper[level], -most)
-    return Reduced(problem.before, problem.asked, problem.levels, lower, torch.maximum(lower, upper), problem.region)
+    return replace(problem, lower=lower, upper=torch.maximum(lower, upper))

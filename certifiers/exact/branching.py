@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from .bounding import Bound, Domains, bound
-from .reduced import Reduced, Rows
+from .bounding import Bound, Domains, asked_of, bound
+from .reduced import Reduced
 
 CANDIDATES = 8  # units of each domain whose halves are really bounded before one is chosen
 
@@ -25,7 +27,7 @@ def halves(domains: Domains, unit: Tensor) -> Domains:
         cut = end.scatter(1, column, 0.0)
         ends = (cut, domains.upper) if sign > 0 else (domains.lower, cut)
         signs = domains.sign.scatter(1, column, sign)
-        children.append(Domains(domains.question, *ends, signs, domains.alpha, domains.beta, domains.bound))
+        children.append(replace(domains, lower=ends[0], upper=ends[1], sign=signs))
     return Domains.cat(children)
 
 
@@ -44,13 +46,7 @@ def choose(problem: Reduced, domains: Domains, found: Bound) -> Tensor:
     count, tries = units.shape
     repeated = domains[torch.arange(count, device=units.device).repeat_interleave(tries)]
     tried = halves(repeated, units.flatten())
-    rows = problem.asked[tried.question]
-    values = bound(problem, rows, tried).value
+    values = bound(problem, asked_of(problem, tried), tried).value
     active, inactive = values.reshape(2, count, tries)
     worse = torch.minimum(active, inactive).clamp(max=0) + 1e-3 * torch.maximum(active, inactive).clamp(max=0)
     return units.gather(1, worse.masked_fill(score < 0, -torch.inf).argmax(1, keepdim=True)).squeeze(1)
-
-
-def asked_of(problem: Reduced, domains: Domains) -> Rows:
-    """The row that each domain is about."""
-    return problem.asked[domains.question]

@@ -78,12 +78,15 @@ def decide_rows(
     deadline: float,
     confirm: Callable[[Tensor], bool],
     intervals: Intervals | None = None,
+    groups: Tensor | None = None,
 ) -> Outcome:
     """Whether ``rows . output + offset > 0``, each of them, everywhere in ``region``.
 
+    With ``groups`` (rows,), 0, 1, 2, ...: whether everywhere in every group one of its rows is above 0.
+
     Args:
         network: bound, in float64. region: of one input (1, *shape), any box or ball.
-        rows: (questions, outputs); offset: (questions,).
+        rows: (rows, outputs); offset: (rows,).
         deadline: of ``time.monotonic``.
         confirm: whether an input (pixels,) really breaks the property; only then is it a witness.
         intervals: boxes of all nodes over the region, in float64 and with rounding accounted for, where the caller
@@ -91,6 +94,6 @@ def decide_rows(
     """
     if intervals is None or intervals.reach is None:
         intervals = crown_intervals(network, propagate(network, region, account_for_rounding=True), MEMORY_MB)
-    problem = reduce(network, intervals, rows, offset)
+    problem = reduce(network, intervals, rows, offset, groups)
     with torch.enable_grad():
         return search(problem, deadline, confirm)

@@ -19,27 +19,33 @@ from .reduced import Reduced
 
 
 def lowest(problem: Reduced, question: int, seconds: float) -> tuple[float, Tensor | None]:
-    """About the least value of one row asked, and the input where it was found, (pixels,); inf and None if none was."""
+    """About the least that a question's largest row can be, and the input where, (pixels,); inf and None if none."""
     box = problem.region.box
     units, pixels = problem.before.units.shape[0], problem.before.inputs.shape[1]
-    asked = problem.asked
-    cost = np.concatenate([asked.inputs[question].numpy(), asked.units[question].numpy(), np.zeros(units)])
+    asked = problem.asked[problem.members[question]]
+    # The last variable is above every row.
+    above = sparse.hstack(
+        [asked.inputs.numpy(), asked.units.numpy(), sparse.csr_matrix((len(asked), units)), -np.ones((len(asked), 1))]
+    )
     lower, upper = problem.lower.numpy(), problem.upper.numpy()
     ends = Bounds(
-        np.concatenate([box.lower[0].numpy(), np.zeros(units), lower >= 0]),
-        np.concatenate([box.upper[0].numpy(), upper.clip(min=0), upper > 0]),
+        np.concatenate([box.lower[0].numpy(), np.zeros(units), lower >= 0, [-np.inf]]),
+        np.concatenate([box.upper[0].numpy(), upper.clip(min=0), upper > 0, [np.inf]]),
     )
     with _silent():
         found = milp(
-            cost,
-            constraints=_relu_constraints(problem, lower, upper),
+            np.repeat([0, 1], [pixels + 2 * units, 1]),
+            constraints=[
+                _relu_constraints(problem, lower, upper),
+                LinearConstraint(above, -np.inf, -asked.constant.numpy()),
+            ],
             bounds=ends,
-            integrality=np.repeat([0, 0, 1], [pixels, units, units]),
+            integrality=np.repeat([0, 0, 1, 0], [pixels, units, units, 1]),
             options={"time_limit": max(seconds, 0.01)},
         )
     if found.x is None:
         return float("inf"), None
-    return float(found.fun + asked.constant[question]), torch.from_numpy(found.x[:pixels].copy())
+    return float(found.fun), torch.from_numpy(found.x[:pixels].copy())
 
 
 @contextlib.contextmanager
@@ -65,10 +71,10 @@ def _relu_constraints(problem: Reduced, lower: np.ndarray, upper: np.ndarray) ->
     constant = problem.before.constant.numpy()
     count = len(constant)
     one, none = sparse.identity(count), sparse.csr_matrix((count, count))
-    no_input = sparse.csr_matrix(inputs.shape)
+    no_input, last = sparse.csr_matrix(inputs.shape), sparse.csr_matrix((count, 1))
     rows = [
-        sparse.hstack([inputs, units - one, none]),
-        sparse.hstack([-inputs, one - units, sparse.diags(-lower)]),
-        sparse.hstack([no_input, one, sparse.diags(-upper)]),
+        sparse.hstack([inputs, units - one, none, last]),
+        sparse.hstack([-inputs, one - units, sparse.diags(-lower), last]),
+        sparse.hstack([no_input, one, sparse.diags(-upper), last]),
     ]
     return LinearConstraint(sparse.vstack(rows), -np.inf, np.concatenate([-constant, constant - lower, 0 * constant]))

@@ -17,6 +17,7 @@ from functools import cached_property
 from math import prod
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from certifiers.bounds import rounding
@@ -61,11 +62,12 @@ class Rows:
 
 @dataclass(frozen=True)
 class Reduced:
-    """One input's question about the unstable units alone.
+    """One input's questions about the unstable units alone: is, wherever the input lies, one of its rows above 0?
 
     ``before``: the values before the units as :class:`Rows`; units are ordered so that each depends on those of
     earlier levels only. ``levels``: the units that one layer holds. ``asked``: the linear functions of the output
-    whose sign is asked for. ``lower``, ``upper``: (units,), the box of each unit's z. ``region``: of the one input,
+    whose sign is asked for. ``groups``: (rows,), which question each of them belongs to, 0, 1, 2, ...; None: each is
+    a question by itself. ``lower``, ``upper``: (units,), the box of each unit's z. ``region``: of the one input,
     flattened to (1, pixels).
     """
 
@@ -75,6 +77,33 @@ class Reduced:
     lower: Tensor
     upper: Tensor
     region: Region
+    groups: Tensor | None = None
+
+    @cached_property
+    def members(self) -> list[Tensor]:
+        """The rows of each question."""
+        if self.groups is None:
+            return list(torch.arange(len(self.asked)).unsqueeze(1))
+        return [(self.groups == question).nonzero().flatten() for question in range(int(self.groups.max()) + 1)]
+
+    @cached_property
+    def choices(self) -> Tensor:
+        """(questions, rows of the largest): 0 where a question has a row, -inf where it has fewer."""
+        most = max(map(len, self.members))
+        there = [[0.0] * len(rows) + [-torch.inf] * (most - len(rows)) for rows in self.members]
+        return self.lower.new_tensor(there).reshape(-1, most)
+
+    def combined(self, question: Tensor, weights: Tensor) -> Rows:
+        """Combinations of the rows of each ``question`` (count,), by ``weights`` (count, rows of the largest) >= 0."""
+        if self.choices.shape[1] == 1:
+            return self.asked[torch.cat(self.members)[question]]
+        places = torch.stack([F.pad(rows, (0, self.choices.shape[1] - len(rows))) for rows in self.members])
+        each = weights.new_zeros(len(question), len(self.asked)).scatter_add(1, places[question], weights)
+        parts = [each @ part for part in (self.asked.inputs, self.asked.units, self.asked.constant)]
+        with torch.no_grad():
+            spare = rounding.gamma(self.choices.shape[1], self.lower.dtype)
+            error = each @ (self.asked.error + spare * self.reach(self.asked))
+        return Rows(*parts, error)
 
     @cached_property
     def pixel_size(self) -> Tensor:
@@ -95,20 +124,28 @@ class Reduced:
         return rows.inputs.abs() @ self.pixel_size + rows.units.abs() @ self.unit_size + rows.constant.abs()
 
     def values(self, x: Tensor) -> Tensor:
-        """What is asked, at inputs ``x`` (points, pixels) of the region: (points, questions)."""
+        """The rows asked, at inputs ``x`` (points, pixels) of the region: (points, rows)."""
         h = x.new_zeros(len(x), len(self.lower))
         for level in self.levels:
             z = self.before[level]
             h[:, level] = torch.relu(x @ z.inputs.T + h @ z.units.T + z.constant)
         return x @ self.asked.inputs.T + h @ self.asked.units.T + self.asked.constant
 
+    def answers(self, x: Tensor) -> Tensor:
+        """The largest row of each question there, (points, questions): at most 0 where it is not true."""
+        values = self.values(x)
+        return torch.stack([values[:, rows].amax(1) for rows in self.members], 1)
 
-def reduce(network: Network, intervals: Intervals, rows: Tensor, offset: Tensor) -> Reduced:
-    """The question about ``rows . output + offset``, rows (questions, outputs), for the one input of ``intervals``.
+
+def reduce(
+    network: Network, intervals: Intervals, rows: Tensor, offset: Tensor, groups: Tensor | None = None
+) -> Reduced:
+    """The questions about ``rows . output + offset``, rows (rows, outputs), for the one input of ``intervals``.
 
     Args:
         network: bound to its weights. Use float64: the matrices are what every later claim rests on.
         intervals: boxes of all nodes for a batch of one, as tight as can be had, rounding accounted for.
+        groups: (rows,), the question of each row; None: each is one by itself.
 
     Raises:
         UnsupportedLayer: a max pooling, which is not made of ReLUs here.
@@ -151,7 +188,7 @@ def reduce(network: Network, intervals: Intervals, rows: Tensor, offset: Tensor)
     asked = carry(len(network.nodes) - 1, rows.unsqueeze(0))
     asked = replace(asked, constant=asked.constant + offset)
     asked.error.add_(rounding.gamma(0, offset.dtype) * asked.constant.abs())
-    return Reduced(Rows.cat(before), asked, tuple(levels), *ends, flat)
+    return Reduced(Rows.cat(before), asked, tuple(levels), *ends, flat, groups)
 
 
 def _nothing(like: Tensor, pixels: int) -> Rows:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from scipy.optimize import linprog
 from torch import Tensor
 
@@ -35,7 +36,7 @@ class Outcome:
 
 
 def search(problem: Reduced, deadline: float, confirm: Callable[[Tensor], bool]) -> Outcome:
-    """Decide whether every row asked is above 0 everywhere in the region.
+    """Decide whether everywhere in the region every question is true: one of its rows is above 0.
 
     Args:
         problem: in float64.
@@ -45,7 +46,7 @@ def search(problem: Reduced, deadline: float, confirm: Callable[[Tensor], bool])
     problem = tighten(problem, TIGHTEN_STEPS, deadline)
     pool = Domains.root(problem)
     counted = len(pool)
-    found = improve(problem, asked_of(problem, pool), pool, ROOT_STEPS, deadline=deadline)
+    found = improve(problem, None, pool, ROOT_STEPS, deadline=deadline)
     floor = torch.inf
     integers = len(problem.lower) <= FEW_UNITS
     while True:
@@ -98,7 +99,7 @@ def _split(problem: Reduced, pool: Domains, deadline: float) -> tuple[Domains, B
         now = bound(problem, rows, pool)
     pool = halves(pool, choose(problem, pool, now))
     _narrow(problem, pool)
-    return pool, improve(problem, asked_of(problem, pool), pool, STEPS, deadline=deadline)
+    return pool, improve(problem, None, pool, STEPS, deadline=deadline)
 
 
 @torch.no_grad()
@@ -140,7 +141,7 @@ def _witness(problem: Reduced, pool: Domains, found: Bound | None, confirm: Call
     points = box.centre - box.radius * found.inputs.sign()
     if problem.region.x is not None:
         points = _into_ball(problem, found.inputs, points)
-    worst, _ = problem.values(points).min(1)
+    worst, _ = problem.answers(points).min(1)
     for index in (worst <= 0).nonzero().flatten().tolist()[:4]:
         if confirm(points[index]):
             return points[index]
@@ -178,24 +179,26 @@ def _leaf(problem: Reduced, leaf: Domains) -> tuple[float, Tensor | None]:
     """
     active = leaf.lower[0] >= 0
     leaf = replace(leaf, sign=torch.where(active, 1.0, -1.0).to(leaf.lower).unsqueeze(0))
-    rows = asked_of(problem, leaf)
     units, constants = _fixed(problem, active)
-    chosen = rows.units[0] * active
-    cost, offset = rows.inputs[0] + chosen @ units, rows.constant[0] + chosen @ constants
+    rows = problem.asked[problem.members[int(leaf.question)]]
+    chosen = rows.units * active
+    asked, offset = rows.inputs + chosen @ units, rows.constant + chosen @ constants
     # The sides of the leaf, as values that must not be positive.
     sides, at = -leaf.sign[0].unsqueeze(1) * units, -leaf.sign[0] * constants
-    found = _least(problem, cost, sides, -at)
+    found = _least(problem, (asked, offset), (sides, at))
     if found.status == 0:
-        leaf.beta = _multipliers(found, leaf)
-        value = float(bound(problem, rows, leaf).value)
-        return value, torch.from_numpy(found.x) if found.fun + offset <= 0 else None
+        most = -torch.from_numpy(found.ineqlin.marginals).to(leaf.beta).clamp(max=0)
+        weights, leaf.beta = most[: len(rows)], most[len(rows) :].unsqueeze(0)
+        leaf.mix[0, : len(rows)] = weights.clamp(min=1e-12).log()
+        value = float(bound(problem, asked_of(problem, leaf), leaf).value)
+        pixels = problem.before.inputs.shape[1]
+        return value, torch.from_numpy(found.x[:pixels].copy()) if found.fun <= 0 else None
     # No input keeps all sides, it seems: then a combination of them is positive everywhere, which is a proof.
-    over = torch.cat([sides, -torch.ones_like(at).unsqueeze(1)], 1)
-    found = _least(problem, torch.cat([torch.zeros_like(cost), torch.ones(1).to(cost)]), over, -at)
+    found = _least(problem, (sides, at))
     if found.status != 0:
         return -float("inf"), None
-    leaf.beta = _multipliers(found, leaf)
-    nothing = Rows(*(torch.zeros_like(part) for part in vars(rows).values()))
+    leaf.beta = -torch.from_numpy(found.ineqlin.marginals).to(leaf.beta).clamp(max=0).unsqueeze(0)
+    nothing = Rows(*(torch.zeros_like(part[:1]) for part in vars(rows).values()))
     return (float("inf") if bound(problem, nothing, leaf).value > 0 else -float("inf")), None
 
 
@@ -209,14 +212,18 @@ def _fixed(problem: Reduced, active: Tensor) -> tuple[Tensor, Tensor]:
     return inputs, constant
 
 
-def _least(problem: Reduced, cost: Tensor, sides: Tensor, most: Tensor):
-    """The least of ``cost . v`` with ``sides v <= most``; v is the input, in its box, and what else there is, free."""
+def _least(problem: Reduced, asked: tuple[Tensor, Tensor], sides: tuple[Tensor, Tensor] | None = None):
+    """The least that the largest of the linear functions ``asked`` can be where no side is positive.
+
+    Each are (coefficients, constants) of the input, which lies in its box; the last variable is above all asked.
+    """
     box = problem.region.box
-    more = len(cost) - box.centre.shape[1]
-    ends = [(low, high) for low, high in zip(box.lower[0].tolist(), box.upper[0].tolist(), strict=True)]
-    bounds = ends + [(None, None)] * more
-    return linprog(cost.numpy(), sides.numpy(), most.numpy(), bounds=bounds, method="highs")
-
-
-def _multipliers(found, leaf: Domains) -> Tensor:
-    return torch.from_numpy(-found.ineqlin.marginals).to(leaf.beta).clamp(min=0).unsqueeze(0)
+    rows = torch.cat([asked[0], -torch.ones_like(asked[1]).unsqueeze(1)], 1)
+    most = -asked[1]
+    if sides is not None:
+        rows = torch.cat([rows, F.pad(sides[0], (0, 1))])
+        most = torch.cat([most, -sides[1]])
+    ends = [*zip(box.lower[0].tolist(), box.upper[0].tolist(), strict=True), (None, None)]
+    cost = torch.zeros(rows.shape[1])
+    cost[-1] = 1
+    return linprog(cost.numpy(), rows.numpy(), most.numpy(), bounds=ends, method="highs")

@@ -1,4 +1,4 @@
-"""Which polytopes no input of a box can reach, by linear bounds in float64.
+"""Which polytopes no input of a box can reach, by linear bounds in float64 that account for rounding.
 
 A polytope ``a y <= b`` is out of reach if some row has ``a_i y - b_i > 0`` everywhere in the box, or if a combination
 of its rows with nonnegative weights has (Farkas).
@@ -11,15 +11,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..bounds import rounding
 from ..bounds.graph import Network
 from ..bounds.interval import Intervals, propagate
 from ..bounds.linear import crown_intervals, elided_bounds, lower_bounds
-from ..bounds.operations import Interval
 from ..bounds.region import Region
 from .query import Polytope
-
-#: By how much, relative to what is computed, a float64 bound must exceed 0 to count: far more than rounding adds.
-SLACK = 1e-9
 
 
 class Rows:
@@ -37,14 +34,15 @@ class Rows:
         start = values.new_full((len(values), self.count), float("-inf"))
         return start.scatter_reduce(1, self.owner.expand_as(values), values, "amax")
 
-    def slack(self, network: Network, centre: Tensor) -> Tensor:
-        """What a bound of each row must exceed, (boxes, rows), from the sizes at the boxes' centres."""
-        return SLACK * (1 + self.b.abs() + network.forward(centre).abs() @ self.a.abs().T)
+    def slack(self, intervals: Intervals) -> Tensor:
+        """What a bound of each row must exceed, (boxes, rows): the numbers of a file are rounded when they are read."""
+        largest = intervals.reach[-1] @ self.a.abs().T + self.b.abs()
+        return rounding.gamma(self.a.shape[1], self.a.dtype) * largest
 
 
 def intervals_of(network: Network, lower: Tensor, upper: Tensor) -> Intervals:
-    """Boxes of all nodes, for boxes of inputs (boxes, inputs)."""
-    return propagate(network, Region(Interval.between(lower, upper)))
+    """Boxes of all nodes, for boxes of inputs (boxes, inputs), float64; rounding is accounted for."""
+    return propagate(network, Region(rounding.between(lower, upper)), account_for_rounding=True)
 
 
 def tightened(network: Network, intervals: Intervals, memory_mb: float = 256) -> Intervals:
@@ -60,7 +58,7 @@ def excluded(network: Network, intervals: Intervals, rows: Rows, method: str) ->
         least = elided_bounds(network, everywhere, intervals).lower
     else:
         least = lower_bounds(network, len(network.nodes) - 1, everywhere, intervals)
-    return rows.best(least - rows.b - rows.slack(network, intervals.region.box.centre)) > 0
+    return rows.best(least - rows.b - rows.slack(intervals)) > 0
 
 
 def excluded_by_combination(network: Network, intervals: Intervals, polytope: Polytope, steps: int = 30) -> bool:
@@ -69,7 +67,7 @@ def excluded_by_combination(network: Network, intervals: Intervals, polytope: Po
     The bound is concave in the weights, which climb by exponentiated gradients.
     """
     rows = Rows([polytope])
-    slack = rows.slack(network, intervals.region.box.centre)[0].sum()  # the weights sum to 1
+    slack = rows.slack(intervals)[0].sum()  # the weights sum to 1
     logits = torch.zeros(len(rows.b), dtype=rows.b.dtype)
     for step in range(steps):
         logits.requires_grad_(True)

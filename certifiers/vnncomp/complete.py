@@ -5,55 +5,48 @@ Another search is another function of the type :data:`Decide`, given to :func:`c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..bounds.graph import trace
-from ..bounds.operations import Interval
-from ..bounds.region import Region
 from ..errors import UnsupportedLayer
 from .bounding import Rows
-from .query import Polytope
+from .left import Left
 from .splitting import MOST_INPUTS, split_inputs
 
-#: (model in float64 with flat inputs, lower (inputs,), upper, polytopes, deadline on ``time.monotonic``) ->
-#: ("unsat", None), ("sat", an input (inputs,)), ("unknown", None) or ("timeout", None). "unsat" must be a proof that
-#: no input of the box has its output in a polytope; an input is run through the file before it counts.
-Decide = Callable[[nn.Module, Tensor, Tensor, Sequence[Polytope], float], tuple[str, Tensor | None]]
+#: What is left of one box -> ("unsat", None), ("sat", an input (inputs,)), ("unknown", None) or ("timeout", None).
+#: "unsat" must be a proof that no input of the box has its output in a polytope; an input is run through the file
+#: before it counts.
+Decide = Callable[[Left], tuple[str, Tensor | None]]
 
 
-def complete(
-    model: nn.Module, lower: Tensor, upper: Tensor, polytopes: Sequence[Polytope], deadline: float
-) -> tuple[str, Tensor | None]:
+def complete(left: Left) -> tuple[str, Tensor | None]:
     """The default: halve the box where few inputs move, else split ReLUs."""
-    if int((upper > lower).sum()) <= MOST_INPUTS:
-        return split_inputs(model, lower, upper, polytopes, deadline)
-    return split_relus(model, lower, upper, polytopes, deadline)
+    if int((left.upper > left.lower).sum()) <= MOST_INPUTS:
+        return split_inputs(left)
+    return split_relus(left)
 
 
-def split_relus(
-    model: nn.Module, lower: Tensor, upper: Tensor, polytopes: Sequence[Polytope], deadline: float
-) -> tuple[str, Tensor | None]:
-    """Branch and bound over ReLUs (certifiers.exact), for polytopes of one row each."""
+def split_relus(left: Left) -> tuple[str, Tensor | None]:
+    """Branch and bound over ReLUs (certifiers.exact).
+
+    A polytope is out of a subdomain's reach where one of its rows, or a combination of them, is above its b there.
+    """
     from ..exact import decide_rows
 
-    rows = Rows(polytopes)
-    if len(rows.b) > rows.count:
-        return "unknown", None
-    network = trace(model, tuple(lower.shape)).bind()
-    region = Region(Interval.between(lower.unsqueeze(0), upper.unsqueeze(0)))
+    rows = Rows(left.polytopes)
 
     def breaks(point: Tensor) -> bool:
         with torch.no_grad():
-            y = model(point.double().reshape(1, -1))[0]
-        return any(bool(polytope.excess(y) <= 0) for polytope in polytopes)
+            y = left.model(point.double().reshape(1, -1))[0]
+        return any(bool(polytope.excess(y) <= 0) for polytope in left.polytopes)
 
-    with torch.no_grad():
-        offset = -rows.b - rows.slack(network, region.box.centre)[0]
+    offset = -rows.b - rows.slack(left.intervals)[0]
     try:
-        outcome = decide_rows(network, region, rows.a, offset, deadline, breaks)
+        outcome = decide_rows(
+            left.network, left.intervals.region, rows.a, offset, left.deadline, breaks, left.intervals, rows.owner
+        )
     except UnsupportedLayer:  # max pooling
         return "unknown", None
     if outcome.proven is None:

@@ -15,6 +15,7 @@ from ..errors import InputError
 from .attack import attack, confirmed
 from .bounding import Rows, excluded, excluded_by_combination, intervals_of, tightened
 from .complete import Decide, complete
+from .left import Left
 from .network import OnnxNetwork, check_agreement
 from .query import Box, Polytope, Property
 from .witness import Witness
@@ -38,8 +39,8 @@ def verify(
 ) -> Answer:
     """Decide ``question`` about ``network`` in about ``timeout`` seconds (a stage in hand is finished).
 
-    "unsat" rests on bounds in float64 of the network in real arithmetic, by more than rounding (bounding.SLACK);
-    "sat" on onnxruntime. ``decide``: the complete search for what is left (None: complete.complete).
+    "unsat" rests on bounds in float64 that hold of the network in real arithmetic, rounding accounted for; "sat" on
+    onnxruntime. ``decide``: the complete search for what is left (None: complete.complete).
 
     Raises InputError where the property has other numbers of inputs or outputs than the network.
     """
@@ -92,7 +93,7 @@ def _decide_box(
         return "unsat", "crown", None
     if time.monotonic() + spent > deadline:  # a search begins with bounds like these
         return "timeout", "crown", None
-    verdict, candidate = decide(model, box.lower, box.upper, left, deadline)
+    verdict, candidate = decide(Left(model, network, box.lower, box.upper, intervals, left, deadline))
     return verdict, "crown" if verdict == "unknown" else "search", candidate
 
 

@@ -3,37 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..bounds.graph import Network, trace
-from ..bounds.interval import Intervals
+from ..bounds.graph import Network
 from ..bounds.linear import lower_bounds
 from ..bounds.operations import Interval
 from ..bounds.region import Region
 from .bounding import Rows, intervals_of, tightened
-from .query import Polytope
+from .left import Left
 
 #: More inputs than this that can move are too many to halve.
 MOST_INPUTS = 12
 _BATCH = 128
 
 
-def split_inputs(
-    model: nn.Module, lower: Tensor, upper: Tensor, polytopes: Sequence[Polytope], deadline: float
-) -> tuple[str, Tensor | None]:
+def split_inputs(left: Left) -> tuple[str, Tensor | None]:
     """("unsat", None), ("sat", an input (inputs,) whose output the model puts in a polytope) or ("timeout", None).
 
-    Also ("unknown", None) where pieces became too small to be halved. ``model``: float64, flat inputs.
-    Depth first, so that memory stays small; a piece is halved where that moves the bounds most.
+    Also ("unknown", None) where pieces became too small to be halved. Depth first, so that memory stays small; a piece
+    is halved where that moves the bounds most.
     """
-    network = trace(model, tuple(lower.shape)).bind()
-    rows = Rows(polytopes)
-    lowers, uppers = lower.unsqueeze(0), upper.unsqueeze(0)
+    network, rows = left.network, Rows(left.polytopes)
+    lowers, uppers = left.lower.unsqueeze(0), left.upper.unsqueeze(0)
     while len(lowers):
-        if time.monotonic() > deadline:
+        if time.monotonic() > left.deadline:
             return "timeout", None
         some, lowers = lowers[-_BATCH:], lowers[:-_BATCH]
         ends, uppers = uppers[-_BATCH:], uppers[:-_BATCH]
@@ -44,7 +39,7 @@ def split_inputs(
             continue
         middle = (some + ends) / 2
         with torch.no_grad():
-            inside = rows.best(-_worst(model(middle), rows)) >= 0  # no row is above 0
+            inside = rows.best(-_worst(left.model(middle), rows)) >= 0  # no row is above 0
         if inside.any():
             return "sat", middle[inside.any(1)][0]
         axis = reach.argmax(1, keepdim=True)
@@ -65,9 +60,9 @@ def _bounds(network: Network, lower: Tensor, upper: Tensor, rows: Rows) -> tuple
     """Lower bounds of each polytope's excess, (boxes, polytopes), and how much each input's width costs them."""
     with torch.no_grad():
         intervals = tightened(network, intervals_of(network, lower, upper))
-        slack = rows.slack(network, intervals.region.box.centre)
+        slack = rows.slack(intervals)
     centre, radius = intervals.region.box.centre, intervals.region.box.radius.clone().requires_grad_(True)
-    intervals = Intervals(Region(Interval(centre, radius)), intervals.boxes, intervals.exact)
+    intervals = intervals._replace(region=Region(Interval(centre, radius)))
     everywhere = rows.a.expand(len(lower), *rows.a.shape)
     least = lower_bounds(network, len(network.nodes) - 1, everywhere, intervals) - rows.b - slack
     excess = rows.best(least)
