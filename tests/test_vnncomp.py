@@ -159,17 +159,26 @@ def test_without_the_extra_the_command_to_install_it_is_named(monkeypatch):
 # ---- proofs and counterexamples
 
 
-def by_hand(tmp_path):
-    """y0 = relu(x0 + x1), y1 = relu(x0 - x1) on [-1, 1]^2: y0 + y1 is max(2 |x0|, ...), at most 2, each at most 2."""
-    weights = {"w": np.array([[1, 1], [1, -1]], dtype=np.float32)}
-    return made(tmp_path, [("MatMul", ["X", "w"], ["h"], {}), ("Relu", ["h"], ["Y"], {})], weights, [1, 2])
+def by_hand(tmp_path, inputs=2):
+    """y0 = relu(x0 + x1), y1 = relu(x0 - x1) on [-1, 1]^2: y0 + y1 is max(2 |x0|, ...), at most 2, each at most 2.
+
+    More inputs than two change nothing.
+    """
+    weights = {"w": np.zeros((inputs, 2), dtype=np.float32)}
+    weights["w"][:2] = [[1, 1], [1, -1]]
+    return made(tmp_path, [("MatMul", ["X", "w"], ["h"], {}), ("Relu", ["h"], ["Y"], {})], weights, [1, inputs])
 
 
-SQUARE = "".join(f"(declare-const {v} Real)" for v in ("X_0", "X_1", "Y_0", "Y_1")) + "".join(
-    f"(assert (<= X_{i} 1))(assert (>= X_{i} -1))" for i in (0, 1)
-)
+def square(inputs=2):
+    names = [*(f"X_{i}" for i in range(inputs)), "Y_0", "Y_1"]
+    ends = "".join(f"(assert (<= X_{i} 1))(assert (>= X_{i} -1))" for i in range(inputs))
+    return "".join(f"(declare-const {name} Real)" for name in names) + ends
 
 
+SQUARE = square()
+
+
+@pytest.mark.parametrize("inputs", [2, 14])  # the box is halved, or the ReLUs are split
 @pytest.mark.parametrize(
     ("asked", "verdict"),
     [
@@ -188,9 +197,9 @@ SQUARE = "".join(f"(declare-const {v} Real)" for v in ("X_0", "X_1", "Y_0", "Y_1
         ("", "sat"),
     ],
 )
-def test_questions_answered_by_hand(asked, verdict, tmp_path):
-    question = parse_property(SQUARE + asked)
-    answer = verify(by_hand(tmp_path), question, 20)
+def test_questions_answered_by_hand(asked, verdict, inputs, tmp_path):
+    question = parse_property(square(inputs) + asked)
+    answer = verify(by_hand(tmp_path, inputs), question, 20)
     assert answer.verdict == verdict
     if verdict == "sat":
         x, y = answer.witness
