@@ -68,8 +68,8 @@ def shrink_page(found: Shrunk, command: str) -> str:
 
 Made by `{command}`. {outcome(found)}
 {where}
-Accuracies below are of validation images, by which the network was chosen; in brackets 95 % intervals. The chosen one
-is the best of {len(found.tries)} tries there, so its accuracy on test images is the one to go by.
+Accuracies below are of validation images, by which the network was chosen among {len(found.tries)}; in brackets 95 %
+intervals. The accuracy to go by is that on the test images, which had no part in it.
 
 {table}
 {notes}"""
