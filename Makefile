@@ -74,6 +74,6 @@ $(OBJECTIVES) $(PRUNING): runs/%: venv
 results/objectives.md: $(OBJECTIVES) ## four families of objectives on Fashion-MNIST, dense and pruned, three seeds
 	$(RUN) run.py compare $(OBJECTIVES) --title "Four families of objectives, Fashion-MNIST" -o $@
 
-# A day on two cores with `make -j2`; interrupted, the same command goes on.
+# Six hours or so on two cores with `make -j2`; interrupted, the same command goes on.
 results/pruning.md: $(PRUNING) ## criteria by budgets by sparsities on Fashion-MNIST, three seeds
 	$(RUN) run.py table $(PRUNING) --title "What to prune by, and how much of each layer: Fashion-MNIST" -o $@

@@ -166,9 +166,11 @@ def test_a_learned_budget_moves_with_its_offsets():
     assert [tuple(offset.shape) for offset in offsets] == [(), (), ()]
     x, y = images(4)
     nn.functional.cross_entropy(model(x), y).backward()
-    for score, offset in zip(scores, offsets, strict=True):
-        torch.testing.assert_close(offset.grad, score.grad.sum())
+    for score, offset, mask in zip(scores, offsets, mask_state(model).values(), strict=True):
+        torch.testing.assert_close(offset.grad, score.grad.sum() / mask.sum())
+    kept = [int(mask.sum()) for mask in mask_state(model).values()]
     before = pruning.counts(scores, offsets=offsets)
+    assert before == kept
     offsets[2].data += 1.0
     after = pruning.counts(scores, offsets=offsets)
     assert after[2] == 160 > before[2] and sum(after) == sum(before)

@@ -14,7 +14,8 @@ class ScoreMask(nn.Module):
     Forward is exact: mask + (scores - scores) is the mask to the bit while scores are finite. Backward is
     straight-through: d/dscores = g * weight and d/dweight = g * mask, g the effective weight's gradient
     (Ramanujan et al. 2020; HYDRA, Sehwag et al. 2020). `offset`, of learned budgets, is added to all scores of the
-    layer where they are compared with other layers': its gradient is the sum of the scores'.
+    layer where they are compared with other layers': its gradient is the sum of the scores' over `kept`, so that it
+    moves at a score's pace.
 
     `kept` may be set anew between steps; it stands in the state, so that a restored mask is the one that was saved.
     """
@@ -34,7 +35,7 @@ class ScoreMask(nn.Module):
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         through = self.scores - self.scores.detach()
         if self.offset is not None:
-            through = through + (self.offset - self.offset.detach())
+            through = through + (self.offset - self.offset.detach()) / self.kept
         return weight * (self.mask + through)
 
     def get_extra_state(self) -> torch.Tensor:
