@@ -87,7 +87,7 @@ def _suspects(model, network, intervals, x: Tensor, y: Tensor, threat: Threat, o
     chosen = excess >= worst[samples]
     inputs = torch.full_like(x, torch.nan).index_copy(0, samples[chosen], points[chosen])
     asked = open_.any(1).nonzero().flatten()
-    inputs[asked] = attack(model, x[asked], y[asked], threat, SUSPECT_STEPS, 1, start=inputs[asked])[0]
+    inputs[asked] = attack(model, x[asked], y[asked], threat.select(asked), SUSPECT_STEPS, 1, start=inputs[asked])[0]
     return inputs
 
 
