@@ -37,6 +37,7 @@ from certprune.masks import (
 from certprune.models import build_model
 from certprune.objectives import build_objective, needs_bounds
 from certprune.optimizers import Group
+from certprune.parallel import own_device, world
 from certprune.progress import Progress
 from certprune.pruning import SCHEDULES, select_layers, weight_gradients
 from certprune.pruning.criteria import Gradients
@@ -58,7 +59,7 @@ def use_machine(recipe: Recipe) -> torch.device:
             "Write device=cpu or device=auto, or install a CUDA build of torch."
         )
     cuda = recipe.device != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda" if cuda else "cpu")
+    return own_device(torch.device("cuda" if cuda else "cpu"))
 
 
 def new_model(recipe: Recipe, data: Any) -> nn.Module:
@@ -207,7 +208,7 @@ def _gradients(recipe: Recipe, variant: VariantSettings, model: nn.Module, data:
 def _done(run: Run, stage: str, name: str) -> bool:
     """Whether the stage is complete; if so, the state that a kill may have left behind is removed."""
     complete = run.is_complete(stage, name)
-    if complete:
+    if complete and world().leads:
         discard_state(run.stage_folder(stage, name))
     return complete
 
@@ -237,7 +238,9 @@ def _train(
     settings = recipe.stage_objective(stage, variant)
     result = train(model, groups, build_objective(settings), data, plan, folder, progress, masker)
     freeze_masks(model)
-    _save(run, stage, name, model, settings, result, data)
+    if world().leads:
+        _save(run, stage, name, model, settings, result, data)
+    world().wait()  # the next stage reads what was saved
 
 
 def _save(

@@ -25,6 +25,7 @@ from certprune.config import Schedule, StageSettings
 from certprune.data.batches import Batches, in_order
 from certprune.masker import Masker
 from certprune.optimizers import Group, Optimizers
+from certprune.parallel import World, world
 from certprune.progress import Progress, epoch_note
 from certprune.storage import write_json_lines
 
@@ -92,7 +93,7 @@ def train(
     Raises :class:`InputError` if the loss or a gradient is not finite (the state of the last whole epoch is
     kept), or if ``state.pt`` is damaged or another stage's.
     """
-    progress = progress or Progress()
+    progress, among = progress or Progress(), world()
     model.to(plan.device)
     trained = {id(parameter) for group in groups for parameter in group.parameters}
     for parameter in model.parameters():
@@ -100,8 +101,10 @@ def train(
     if plan.epochs == 0:
         return _untrained(model, objective, data, plan, folder, progress)
     batches = Batches(data, plan.settings.batch_size, plan.device)
+    among.check_batch(batches.size)
     optimizer = Optimizers(groups)
     state = load_state(folder, plan.stage, plan.epochs, model, optimizer, plan.device) or State()
+    among.as_leader(model)
     steps, size = batches.steps, batches.steps * batches.size
     progress.begin(plan.title or plan.stage, plan.epochs * size, done=state.epoch * size)
     for epoch in range(state.epoch, plan.epochs):
@@ -109,17 +112,20 @@ def train(
         chosen = batches.epoch(_seed_epoch(plan, epoch), getattr(objective, "replays", 1))
         if hasattr(objective, "begin_epoch"):
             objective.begin_epoch()  # what it carries from step to step does not stand in state.pt
-        row = _epoch(model, objective, optimizer, chosen, steps, epoch, plan, progress, masker)
+        row = _epoch(model, objective, optimizer, among.parts(chosen), steps, epoch, plan, progress, masker)
+        among.average_statistics(model)
         row["validation"] = validate(model, objective, data.validation, batches.size, plan.device)
         row["seconds"] = time.perf_counter() - began
         ranks = [_rank(entry) for entry in (*state.history, row) if _settled(entry, masker, plan.epochs * steps)]
         row["selected"] = bool(ranks) and all(ranks[-1] < rank for rank in ranks[:-1])
         state = state.after(row, model)
-        save_state(folder, plan.stage, state, model, optimizer)
-        write_json_lines(folder / "metrics.jsonl", state.history)
+        if among.leads:
+            save_state(folder, plan.stage, state, model, optimizer)
+            write_json_lines(folder / "metrics.jsonl", state.history)
         progress.epoch(epoch + 1, plan.epochs, row)
     model.load_state_dict(state.best)
-    write_json_lines(folder / "metrics.jsonl", state.history)
+    if among.leads:
+        write_json_lines(folder / "metrics.jsonl", state.history)
     selected = [row for row in state.history if row["selected"]][-1]
     summary = epoch_note({"validation": selected["validation"]})
     progress.end(f"epoch {selected['epoch']} selected: {summary}")
@@ -131,11 +137,11 @@ def train(
 def validate(model: nn.Module, objective: Objective, split: Any, batch: int, device: torch.device) -> dict[str, float]:
     """Mean loss and figures of ``objective`` at progress 1 over ``split``, in evaluation mode."""
     model.eval()
-    means = _Means()
-    for x, y in in_order(split, batch, device):
+    means, among = _Means(), world()
+    for x, y in in_order(split, batch, device, (among.rank, among.size)):
         loss, figures = objective(model, x, y, 1.0)
         means.add({"loss": loss, **figures}, len(y))
-    return means.values()
+    return means.values(among)
 
 
 def learning_rate(schedule: Schedule, base: float, progress: float) -> float:
@@ -154,18 +160,21 @@ def _epoch(model, objective, optimizer, batches, steps, epoch, plan, progress, m
         for module in model.modules():
             if isinstance(module, BATCH_NORMS):
                 module.eval()
-    means = _Means()
+    means, among = _Means(), world()
     for index, (x, y) in enumerate(batches):
         step, of = epoch * steps + index, plan.epochs * steps
         ramp = step / of if plan.settings.ramp else 1.0
         if masker is not None and masker.begin_step(step, of, lambda net, at=(x, y, ramp): objective(net, *at)[0]):
             optimizer.forget()
+        if masker is not None and masker.pruning.rank.gradients:
+            among.as_leader(model)  # each process saw its own part of the batch
         optimizer.set_rate(
             learning_rate(plan.settings.schedule, 1.0, masker.progress(step, of) if masker else step / of)
         )
         loss, figures = objective(model, x, y, ramp)
         optimizer.zero_grad()
         loss.backward()
+        among.average_gradients([parameter for group in optimizer.groups for parameter in group.parameters])
         norms = optimizer.norms()
         _check_finite(loss, norms, epoch, index, plan)
         if plan.settings.clip_gradient is not None:
@@ -177,7 +186,7 @@ def _epoch(model, objective, optimizer, batches, steps, epoch, plan, progress, m
         "epoch": epoch + 1,
         "step": (epoch + 1) * steps,
         "lr": optimizer.rate,
-        "train": means.values(),
+        "train": means.values(among),
     }
 
 
@@ -194,13 +203,18 @@ class _Means:
             self.sums[name] = self.sums.get(name, 0.0) + value.double() * count
             self.counts[name] = self.counts.get(name, 0) + count
 
-    def values(self) -> dict[str, float]:
-        return {name: float(total) / self.counts[name] for name, total in self.sums.items()}
+    def values(self, among: World) -> dict[str, float]:
+        """The means over the images of all processes."""
+        found = among.gather({name: (float(total), self.counts[name]) for name, total in self.sums.items()})
+        names = dict.fromkeys(name for figures in found for name in figures)
+        pairs = {name: [figures[name] for figures in found if name in figures] for name in names}
+        return {name: sum(total for total, _ in p) / sum(count for _, count in p) for name, p in pairs.items()}
 
 
 def _untrained(model, objective, data, plan: Plan, folder: Path, progress: Progress) -> TrainResult:
     """The result of no epochs: the weights as they came, judged on the validation split."""
-    write_json_lines(folder / "metrics.jsonl", [])
+    if world().leads:
+        write_json_lines(folder / "metrics.jsonl", [])
     validation = validate(model, objective, data.validation, plan.settings.batch_size, plan.device)
     progress.begin(plan.title or plan.stage, 0)
     progress.end(f"nothing to train: {epoch_note({'validation': validation})}")

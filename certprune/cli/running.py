@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -64,6 +65,7 @@ def execute(path: Path, settings: list[str], stages: tuple[str, ...], tensorboar
 
     from certprune.certifying import certify_run
     from certprune.data import load_data
+    from certprune.parallel import joined
     from certprune.progress import make_progress
     from certprune.provenance import command_line
     from certprune.runs import check_startable, locked, open_run, start_run
@@ -74,18 +76,31 @@ def execute(path: Path, settings: list[str], stages: tuple[str, ...], tensorboar
         open_run(recipe.output)  # there must be something to certify or report
     check_startable(recipe)
     device = use_machine(recipe)
-    data = load_data(recipe.data.name, seed=recipe.seed, validation=recipe.data.validation, **recipe.data.options)
-    check_network(recipe, data)
     screen = console()
     progress = make_progress(screen)
     if tensorboard:
         from certprune.tensorboard import TensorBoard
 
         progress = TensorBoard(progress, Path(recipe.output) / "tensorboard")
-    with locked(recipe.output):
-        work = start_run(recipe, command_line(), torch.get_num_threads(), str(device))
+    with contextlib.ExitStack() as held:
+        with joined(device) as among:
+            if not among.leads:  # the leader gets the data, makes the folder, writes and shows
+                among.wait()
+            data = load_data(
+                recipe.data.name, seed=recipe.seed, validation=recipe.data.validation, **recipe.data.options
+            )
+            check_network(recipe, data)
+            if not among.leads:
+                return run_stages(open_run(recipe.output), data, device, stages)
+            held.enter_context(locked(recipe.output))
+            work = start_run(recipe, command_line(), torch.get_num_threads(), str(device))
+            among.wait()
+            try:
+                run_stages(work, data, device, stages, progress)
+            except BaseException:
+                progress.close()
+                raise
         try:
-            run_stages(work, data, device, stages, progress)
             if "certify" in stages:
                 certify_run(work, data, device, progress)
                 smooth_run(work, data, device, progress)

@@ -66,9 +66,14 @@ class Batches:
             yield self.x[chosen], chosen
 
 
-def in_order(split: Split, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """All images of `split` in their order, as they are, in batches of `size` on `device`; the last may be smaller."""
-    starts = range(0, len(split.y), size)
+def in_order(
+    split: Split, size: int, device: torch.device, part: tuple[int, int] = (0, 1)
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """All images of `split` in their order, as they are, in batches of `size` on `device`; the last may be smaller.
+
+    `part` (i, n): of the batches only every n-th, from the i-th on.
+    """
+    starts = range(0, len(split.y), size)[part[0] :: part[1]]
     if isinstance(split.x, FileImages):
         numbers = [list(range(start, min(start + size, len(split.y)))) for start in starts]
         for x, chosen in _read(split.x, numbers, device, None):
