@@ -137,22 +137,12 @@ def _witness(problem: Reduced, pool: Domains, found: Bound | None, confirm: Call
     """An input that breaks a question, among those where the domains' linear bounds are least."""
     if found is None or len(found.inputs) == 0:
         return None
-    box = problem.region.box
-    points = box.centre - box.radius * found.inputs.sign()
-    if problem.region.x is not None:
-        points = _into_ball(problem, found.inputs, points)
+    points = problem.region.minimiser(found.inputs.unsqueeze(0))[0]
     worst, _ = problem.answers(points).min(1)
     for index in (worst <= 0).nonzero().flatten().tolist()[:4]:
         if confirm(points[index]):
             return points[index]
     return None
-
-
-def _into_ball(problem: Reduced, rows: Tensor, corners: Tensor) -> Tensor:
-    region = problem.region
-    lower, upper = region.box.lower, region.box.upper
-    inside = region.x - region.eps * rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-30)
-    return torch.minimum(torch.maximum(inside, lower), upper)
 
 
 def _without_leaves(problem: Reduced, pool: Domains, confirm) -> tuple[Domains, Tensor | None, float]:
