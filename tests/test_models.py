@@ -138,6 +138,19 @@ def not_a_module(input_shape, classes):
     return "model"
 def one_argument(input_shape):
     return nn.Flatten()
+class Net(nn.Module):
+    def __init__(self, width=3, num_classes=10):
+        super().__init__()
+        self.fc = nn.Linear(784, num_classes)
+        self.width = width
+    def forward(self, x):
+        return self.fc(x.flatten(1))
+class Fixed(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(784, 4))
+class Shaped(nn.Linear):
+    def __init__(self, input_shape, classes):
+        super().__init__(3, classes)
 """
 
 
@@ -161,9 +174,20 @@ def test_own_model_from_the_working_folder(own):
     assert model(torch.rand(2, *MNIST)).shape == (2, 4)
 
 
+def test_own_classes_are_called_by_keywords(own):
+    model = build_model("own_nets:Net", MNIST, 7, width=5)
+    assert model.fc.out_features == 7 and model.width == 5
+    assert build_model("own_nets:Fixed", MNIST, 4)(torch.rand(2, *MNIST)).shape == (2, 4)
+    with pytest.raises(InputError, match="no option 'widht'.*Did you mean 'width'"):
+        build_model("own_nets:Net", MNIST, 7, widht=5)
+    with pytest.raises(InputError, match="logits of shape"):
+        build_model("own_nets:Fixed", MNIST, 5)
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [
+        ("own_nets:Shaped", "failed on images"),
         ("own_nets:net", "no option 'unit'.*Did you mean 'units'"),
         ("own_nets:wrong_logits", "logits of shape"),
         ("own_nets:wrong_input", "failed on images"),

@@ -63,7 +63,8 @@ def build_model(name: str, input_shape: tuple[int, int, int], classes: int, **op
     """A new model on the CPU: (batch, *input_shape) with pixels in [0, 1] -> logits (batch, classes).
 
     `name` is one of `MODELS`, "torchvision:" and the name of a classification network there, or
-    "package.module:callable", which is called as `callable(input_shape, classes, **options)`. The options `mean`
+    "package.module:callable", which is called as `callable(input_shape, classes, **options)`; a class of networks
+    that takes no input_shape is called as `Class(num_classes=classes, **options)`. The options `mean`
     and `std` (a number, or one per channel) put a :class:`Normalise` first; they serve every model and are never
     passed on. Weights are drawn from torch's global generator: seed it before. Raises InputError for an unknown
     name, unknown options, or a builder whose result is no nn.Module or has logits of another shape.
@@ -77,7 +78,7 @@ def build_model(name: str, input_shape: tuple[int, int, int], classes: int, **op
     if theirs:
         builder = partial(zoo.torchvision_model, name.removeprefix(zoo.PREFIX))
     elif own:
-        builder = import_callable(name, "model")
+        builder = _own_builder(import_callable(name, "model"))
     elif name in MODELS:
         builder = MODELS[name]
     else:
@@ -103,6 +104,28 @@ def _checked_shape(input_shape: tuple[int, int, int], classes: int) -> tuple[int
 
 def _call_known(builder: Callable, name: str, input_shape: tuple, classes: int, options: dict) -> nn.Module:
     return builder(input_shape, classes, **options)
+
+
+def _own_builder(found: Callable) -> Callable:
+    """`found`, or for a network's class whose constructor knows no input_shape, a builder that calls it by keywords."""
+    if not isinstance(found, type) or not issubclass(found, nn.Module):
+        return found
+    parameters = inspect.signature(found).parameters
+    if "input_shape" in parameters:
+        return found
+
+    def build(input_shape, classes, **options) -> nn.Module:
+        return found(**({"num_classes": classes} if "num_classes" in parameters else {}), **options)
+
+    rest = [p.replace(kind=p.KEYWORD_ONLY) for key, p in parameters.items() if key != "num_classes" and _named(p)]
+    more = [p for p in parameters.values() if p.kind is p.VAR_KEYWORD]
+    leading = [inspect.Parameter(key, inspect.Parameter.POSITIONAL_OR_KEYWORD) for key in ("input_shape", "classes")]
+    build.__signature__ = inspect.Signature([*leading, *rest, *more])
+    return build
+
+
+def _named(parameter: inspect.Parameter) -> bool:
+    return parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
 
 
 def _call_own(builder: Callable, name: str, input_shape: tuple, classes: int, options: dict) -> nn.Module:
