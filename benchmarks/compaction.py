@@ -2,7 +2,7 @@
 
     python benchmarks/compaction.py RUN [--variant NAME ...] [--prune 0.995] [--count 200] [-o results/compaction.md]
 
-One thread, whose own processor time is measured: without other work on the machine that is the time that passes, and
+One thread; processor time is measured: without other work on the machine that is the time that passes, and
 with it, it is hardly more. All networks of a batch size are timed in turn, round by round, and the fastest of a
 network's rounds counts, which other work disturbed least. ``--prune`` adds networks that are cut from the
 pretrained one by magnitude and not finetuned: what they compute is worth nothing, but they cost what finetuned ones do.
@@ -98,11 +98,11 @@ def latencies(nets: Sequence[Net], x: Tensor, rounds: int) -> dict[tuple[str, st
             part, repeats = x[:batch], max(1, 32 // batch)
             for number in range(rounds + 2):
                 for (title, engine), call in runs.items():
-                    begin = time.thread_time()
+                    begin = time.process_time()
                     for _ in range(repeats):
                         call(part)
                     if number >= 2:  # the first two are warm-up
-                        seconds = (time.thread_time() - begin) / repeats
+                        seconds = (time.process_time() - begin) / repeats
                         found.setdefault((title, engine, batch), []).append(seconds)
     return found
 
@@ -136,9 +136,9 @@ def certification(run: Run, nets: Sequence[Net], count: int) -> list[list[str]]:
             timed = []
             for net in (masked, compacted):
                 certify(net.model, x[:1], y[:1], ball, "ibp")  # traced and warm
-                begin = time.thread_time()
+                begin = time.process_time()
                 verdicts = certify(net.model, x, y, ball, methods, attack_steps=0)
-                timed.append((verdicts, time.thread_time() - begin))
+                timed.append((verdicts, time.process_time() - begin))
             (was, before), (now, after) = timed
             certified = [sum(v.status is Status.certified for v in verdicts) for verdicts in (was, now)]
             rows.append([masked.name, name, f"{before:.2f}", f"{after:.2f}", f"{before / after:.1f} x",

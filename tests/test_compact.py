@@ -28,6 +28,7 @@ from certprune.compact import (
 )
 from certprune.compact.layers import Branched, Select
 from certprune.compact.semi_structured import is_two_of_four
+from certprune.compact.steps import crown_work, steps_of
 from certprune.models import build_model
 
 from .nets import NETS
@@ -152,6 +153,22 @@ def test_crown_proves_units_that_intervals_leave_open():
     net[0].bias.data = torch.tensor([-0.2, -0.1])
     by_crown, by_intervals = (cost_of(compact(net, (1,), m).model, (1,)).multiply_adds for m in ("crown", "ibp"))
     assert by_crown < by_intervals
+
+
+def test_large_networks_are_bounded_by_intervals(monkeypatch):
+    from certprune.compact import compaction
+
+    asked = []
+    real = compaction.domain_boxes
+    monkeypatch.setattr(compaction, "domain_boxes", lambda steps, method: asked.append(method) or real(steps, method))
+    net = NETS["mlp"]()  # 64 x 24 of the first layer, for 24 units; then 24 x 16 more, for 16
+    assert crown_work(steps_of(net, (1, 8, 8))) == 24 * 64 * 24 + 16 * (64 * 24 + 24 * 16)
+    compact(net, (1, 8, 8))
+    assert "crown" in asked
+    asked.clear()
+    monkeypatch.setattr(compaction, "CROWN_WORK", 10)
+    compact(net, (1, 8, 8))
+    assert set(asked) == {"ibp"}
 
 
 def test_batch_norm_goes_into_the_layer_before_it():

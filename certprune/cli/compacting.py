@@ -27,8 +27,9 @@ def compact(
         typer.Option("-o", "--out", help="The file to write; .gz compresses it. Default: in the variant's folder."),
     ] = None,
     method: Annotated[
-        str, typer.Option(help="How units are bounded over [0, 1]^d: crown, or ibp for very large networks.")
-    ] = "crown",
+        str | None,
+        typer.Option(help="How units are bounded over [0, 1]^d: crown, or ibp. Default: crown if it is quick."),
+    ] = None,
 ) -> None:
     """Remove what a pruned network does not need: the same outputs everywhere, from a smaller and faster network."""
     from certifiers.fingerprint import model_hash

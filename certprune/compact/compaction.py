@@ -15,13 +15,14 @@ from certifiers.errors import InputError, UnsupportedLayer
 from certprune.compact.fold import drop_idle, fold_affine, split_active
 from certprune.compact.layers import build
 from certprune.compact.modules import described, named
-from certprune.compact.steps import Step, Steps, domain_boxes, size, steps_of
+from certprune.compact.steps import Step, Steps, crown_work, domain_boxes, size, steps_of
 from certprune.compact.units import narrow
 
 METHODS = ("crown", "ibp")
 ROUNDS = 4  # each needs less than the one before; in practice the second changes nothing
 GATHER_COST = 20  # multiply-adds in the time that it takes to gather one feature (measured, 256 inputs on a CPU)
 CHECKED = 1000  # inputs on which the result is held against the original
+CROWN_WORK = 5e9  # multiply-adds up to which units are bounded by crown if nobody says how; some 15 s on one thread
 TOLERANCE = 1e-7  # of the largest logit, in double precision
 
 
@@ -39,7 +40,7 @@ class Compacted:
     origin: dict[str, Any] = field(default_factory=dict)
 
 
-def compact(model: nn.Module, input_shape: tuple[int, ...], method: str = "crown") -> Compacted:
+def compact(model: nn.Module, input_shape: tuple[int, ...], method: str | None = None) -> Compacted:
     """A smaller network that computes what ``model`` computes, for every input in [0, 1]^d.
 
     Exact in exact arithmetic: channels and units go whose inputs or outputs are all zero, and those that bounds over
@@ -55,16 +56,15 @@ def compact(model: nn.Module, input_shape: tuple[int, ...], method: str = "crown
     Args:
         model: in eval mode, without masks (``materialize`` it first). It is not changed.
         input_shape: of one input, without the batch.
-        method: how units are bounded over the domain: "crown" finds more; "ibp" is for very large networks.
+        method: how units are bounded over the domain: "crown" finds more, "ibp" is for large networks; None: crown
+            where it takes seconds.
 
     Raises:
         InputError: an unknown method, a model in training mode or with masks.
         UnsupportedLayer: an operation whose bounds are not known.
     """
-    if method not in METHODS:
-        raise InputError(
-            f"Units can be bounded over the domain by {' or '.join(METHODS)}, but {method!r} was asked for."
-        )
+    if method is not None and method not in METHODS:
+        raise InputError(f"Units are bounded over the domain by {' or '.join(METHODS)}, but {method!r} was asked for.")
     check_model(model)
     shape = tuple(input_shape)
     steps = _smaller(steps_of(model, shape), method)
@@ -76,9 +76,10 @@ def compact(model: nn.Module, input_shape: tuple[int, ...], method: str = "crown
     return Compacted(small, rows, shape, steps[-1].shape[0])
 
 
-def _smaller(steps: Steps, method: str) -> Steps:
+def _smaller(steps: Steps, method: str | None) -> Steps:
     steps = fold_affine(steps)
     steps = narrow(steps, domain_boxes(steps, "ibp"))  # cheap, and leaves less for the other method
+    method = method or ("crown" if crown_work(steps) <= CROWN_WORK else "ibp")
     for _ in range(ROUNDS):
         before = size(steps)
         steps = narrow(steps, domain_boxes(steps, method))

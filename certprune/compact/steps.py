@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from certifiers.bounds import Intervals, Network, Region, propagate, trace
 from certifiers.bounds.graph import Node
 from certifiers.bounds.linear import crown_intervals
+from certifiers.bounds.nonlinear import NONLINEAR
 from certifiers.bounds.operations import Conv2d, Interval, Linear
 
 MEMORY_MB = 512  # of one group of rows while the units of the whole domain are bounded
@@ -69,6 +71,17 @@ def domain_boxes(steps: Steps, method: str) -> list[Interval]:
         if method == "crown":
             intervals = crown_intervals(network, intervals, MEMORY_MB, meet=True)
     return intervals.boxes
+
+
+def crown_work(steps: Steps) -> float:
+    """About how many multiply-adds the backward bounds of all ReLUs' inputs take, each unit through all before it."""
+    total, behind = 0.0, 0.0
+    for step in steps:
+        if isinstance(step.operation, (Linear, Conv2d)):
+            behind += prod(step.shape[1:]) * step.operation.weight.numel()
+        elif isinstance(step.operation, NONLINEAR):
+            total += behind * prod(steps[step.inputs[0]].shape)
+    return total
 
 
 def consumers(steps: Sequence[Step]) -> list[list[int]]:
