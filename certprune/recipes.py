@@ -40,6 +40,17 @@ def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
     return float(top) / float(bottom) if bottom else float(top)
 
 
+# YAML 1.1 reads 2:4 as a number to base 60, which nobody means: here whole numbers have no colon.
+_INT = "tag:yaml.org,2002:int"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag != _INT]
+    for first, known in _Loader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    _INT,
+    re.compile(r"^[-+]?(?:0b[01_]+|0[0-7_]*|0x[0-9a-fA-F_]+|[1-9][0-9_]*)$"),
+    list("-+0123456789"),
+)
 _Loader.add_implicit_resolver(
     "!number",
     re.compile(r"^[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+|\s*/\s*\d+(?:\.\d*)?)$"),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from certifiers.errors import InputError
@@ -9,7 +10,7 @@ from certprune.masks import apply_masks, mask_state, score_parameters, sparsify
 from certprune.pruning import Pruning, kept_counts, pattern_of, weight_gradients
 from certprune.pruning.criteria import CRITERIA, Gradients, layer_adaptive
 from certprune.pruning.schedules import Gradual, Iterative, OneShot
-from certprune.recipes import parse_recipe
+from certprune.recipes import dump_recipe, load_recipe, parse_recipe
 
 from .nets import images, tiny_conv, tiny_mlp, tiny_residual
 
@@ -249,3 +250,18 @@ def test_names_tell_variants_apart():
     recipe = parse_recipe({**base, "variants": [{"sparsity": 0.9, **way} for way in ways]})
     names = [variant.name for variant in recipe.variants]
     assert names == ["joint-global-0.9-gradual", "score-erk-0.9-2of4-floor0.01", "score-erk-0.9"]
+
+
+def test_two_of_four_needs_no_quotes_in_yaml(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "name: r\ndata: {name: digits}\nmodel: {name: mlp}\nobjective: {name: benign}\nseed: 12\n"
+        "variants:\n  - {sparsity: 0.5, pattern: 2:4, floor: 7}\n  - {pattern: 1:10, floor: 1/50}\n"
+    )
+    recipe = load_recipe(path)
+    assert [variant.pattern for variant in recipe.variants] == ["2:4", "1:10"]
+    assert [variant.floor for variant in recipe.variants] == [7, 0.02] and recipe.seed == 12
+    assert load_recipe(path, ["variants.0.pattern=4:8"]).variants[0].pattern == "4:8"
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_recipe(recipe))
+    assert load_recipe(again) == recipe == parse_recipe(yaml.safe_load(again.read_text()))
