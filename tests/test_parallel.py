@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,13 +19,15 @@ from certprune.data.batches import in_order
 from certprune.parallel import World, own_device, world
 from certprune.recipes import load_recipe
 from certprune.runs import Run, open_run, start_run
+from certprune.sharing import certify_together
 from certprune.stages import run_stages
 
 ROOT = Path(__file__).parent.parent
 WORDS = ["pretrain.epochs=2", "prune.epochs=1", "finetune.epochs=1", "threads=1", "device=cpu"]
 PLACES = [("pretrain", "pretrain"), ("score-erk-0.8", "prune"), ("score-erk-0.8", "finetune")]
 # The warm-up's regulariser is no mean over images.
-CROWN = ["objective.warm_up.weight=0", "variants=[{criterion: score, sparsity: 0.8}]"]
+CROWN = ["objective.warm_up.weight=0", "variants=[{criterion: score, sparsity: 0.8}]", "certify.count=7"]
+CROWN += ["certify.attack_steps=2", "certify.smoothing={sigma: 0.25, n: 60, n0: 10, count: 5}"]
 NORMED = [*CROWN, "objective={name: benign}", "model={name: mlp, hidden: [16], batch_norm: true}"]
 
 WORKER = """
@@ -32,6 +36,7 @@ import torch
 from certprune.data import load_data
 from certprune.parallel import joined
 from certprune.runs import open_run
+from certprune.sharing import certify_together
 from certprune.stages import run_stages
 from certprune.training import Progress
 
@@ -43,7 +48,9 @@ class Dies(Progress):
 torch.set_num_threads(1)
 with joined(torch.device("cpu")) as among:
     run = open_run(sys.argv[1])
-    run_stages(run, load_data("digits"), torch.device("cpu"), progress=Dies())
+    data = load_data("digits")
+    run_stages(run, data, torch.device("cpu"), progress=Dies())
+    certify_together(run, data, torch.device("cpu"), among)
     print("leads" if among.leads else "follows", among.size, flush=True)
 """
 
@@ -67,7 +74,18 @@ def started(folder: Path, words: list[str]) -> Run:
 def alone(folder: Path, words: list[str]) -> Run:
     run = started(folder, words)
     run_stages(run, load_data("digits"), torch.device("cpu"))
+    certify_together(run, load_data("digits"), torch.device("cpu"), World())
     return run
+
+
+def verdicts(run: Run) -> dict:
+    """What each ledger of the run says of each image, but for times and a margin's last digits."""
+    found = {}
+    for path in sorted((run.folder / "certificates").rglob("*.jsonl")):
+        rows = [json.loads(line) for line in path.read_text().splitlines()[1:]]
+        kept = [{k: v for k, v in row.items() if k not in ("seconds", "stages", "margin")} for row in rows]
+        found[path.name] = sorted(kept, key=lambda row: row["index"])
+    return found
 
 
 def assert_alike(one: Run, two: Run) -> None:
@@ -88,7 +106,29 @@ def test_two_processes_train_what_one_trains(tmp_path):
     done = torchrun(run.folder, 2)
     assert done.returncode == 0, done.stderr[-2000:]
     assert sorted(done.stdout.split("\n")[:2]) == ["follows 2", "leads 2"]
-    assert_alike(alone(tmp_path / "one", CROWN), open_run(run.folder))
+    one = alone(tmp_path / "one", CROWN)
+    assert_alike(one, open_run(run.folder))
+    assert verdicts(one) == verdicts(run) and [len(rows) for rows in verdicts(run).values()] == [7, 7, 5]
+    assert not (run.folder / ".shards").exists()
+
+
+def test_shards_make_up_the_whole_whatever_their_number(tmp_path, monkeypatch):
+    """The processes one after the other: those that end before the leader begins have been killed, as it were."""
+    one = alone(tmp_path / "one", CROWN)
+    expected = verdicts(one)
+    data, cpu = load_data("digits"), torch.device("cpu")
+    monkeypatch.setattr(World, "wait", lambda self: None)
+    for size in (2, 3, 9):
+        shutil.rmtree(one.folder / "certificates")
+        for rank in reversed(range(size)):
+            certify_together(one, data, cpu, World(rank, size))
+        assert verdicts(one) == expected and not (one.folder / ".shards").exists()
+    ledger = one.ledger_path("score-erk-0.8", 0.02)
+    before = ledger.stat().st_mtime_ns
+    monkeypatch.setattr("certprune.certifying.certify", lambda *a, **k: pytest.fail("decided already"))
+    certify_together(one, data, cpu, World(1, 2))  # what is decided is not asked again
+    certify_together(one, data, cpu, World())
+    assert verdicts(one) == expected and ledger.stat().st_mtime_ns >= before
 
 
 @pytest.mark.slow
@@ -98,7 +138,8 @@ def test_a_dead_process_ends_the_run_and_another_number_goes_on(tmp_path):
     assert killed.returncode != 0
     assert "exitcode  : 3" in killed.stderr or "has ended or cannot be reached" in killed.stderr
     assert (run.folder / "pretrain" / "state.pt").exists() and not (run.folder / "pretrain" / "stage.json").exists()
-    run_stages(open_run(run.folder), load_data("digits"), torch.device("cpu"))  # one process goes on
+    alone_again = open_run(run.folder)
+    run_stages(alone_again, load_data("digits"), torch.device("cpu"))  # one process goes on
     assert_alike(alone(tmp_path / "one", CROWN), open_run(run.folder))
 
 

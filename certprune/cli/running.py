@@ -63,13 +63,12 @@ def execute(path: Path, settings: list[str], stages: tuple[str, ...], tensorboar
 
     import torch
 
-    from certprune.certifying import certify_run
     from certprune.data import load_data
     from certprune.parallel import joined
-    from certprune.progress import make_progress
+    from certprune.progress import Progress, make_progress
     from certprune.provenance import command_line
     from certprune.runs import check_startable, locked, open_run, start_run
-    from certprune.smoothing import smooth_run
+    from certprune.sharing import certify_together
     from certprune.stages import check_network, run_stages, use_machine
 
     if stages in (("certify",), ("report",)):
@@ -90,23 +89,19 @@ def execute(path: Path, settings: list[str], stages: tuple[str, ...], tensorboar
                 recipe.data.name, seed=recipe.seed, validation=recipe.data.validation, **recipe.data.options
             )
             check_network(recipe, data)
-            if not among.leads:
-                return run_stages(open_run(recipe.output), data, device, stages)
-            held.enter_context(locked(recipe.output))
-            work = start_run(recipe, command_line(), torch.get_num_threads(), str(device))
-            among.wait()
+            if among.leads:
+                held.enter_context(locked(recipe.output))
+                work = start_run(recipe, command_line(), torch.get_num_threads(), str(device))
+                among.wait()
+            else:
+                work, progress = open_run(recipe.output), Progress()
             try:
                 run_stages(work, data, device, stages, progress)
-            except BaseException:
+                if "certify" in stages:
+                    certify_together(work, data, device, among, progress)
+            finally:
                 progress.close()
-                raise
-        try:
-            if "certify" in stages:
-                certify_run(work, data, device, progress)
-                smooth_run(work, data, device, progress)
-        finally:
-            progress.close()
-        if "report" in stages:
+        if among.leads and "report" in stages:
             finish(work, screen)
 
 
