@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from certifiers.cascade import Cascade, Contradiction
+from certifiers.cascade import Cascade
 from certifiers.checks import check_model, count_classes, device_of
 from certifiers.errors import InputError
 from certifiers.methods import CASCADE, METHODS, method_names
-from certifiers.resuming import decided_before, input_numbers
+from certifiers.resuming import decide_in_batches, decided_before, input_numbers
 from certifiers.threat import Threat, check_images, check_labels
 from certifiers.verdict import Ledger, Verdict
 
@@ -79,27 +79,12 @@ def certify(
     device = device_of(model)
     deadline = None if run_seconds is None else time.monotonic() + run_seconds
     cascade = Cascade(model, threat, methods, attack_steps, attack_restarts, seed, input_seconds, deadline)
-    pending = [row for row, number in enumerate(numbers) if number not in known]
-    before = len(numbers) - len(pending)
-    for first in range(0, len(pending), batch_size):
-        if cascade.late:
-            break
-        rows = pending[first : first + batch_size]
-        names = [numbers[row] for row in rows]
-        try:
-            found = cascade.decide(x[rows].to(device), y[rows].long().to(device), names)
-        except Contradiction as contradiction:
-            if ledger is not None:
-                ledger.record_contradiction(contradiction.details)
-            raise
-        verdicts = [verdict for verdict in found if verdict is not None]
-        if ledger is not None:
-            ledger.append(verdicts)
-        known.update({verdict.index: verdict for verdict in verdicts})
-        before += len(verdicts)
-        if on_batch is not None:
-            on_batch(before, len(numbers))
-    return [known[number] for number in numbers if number in known]
+
+    def decide(rows: list[int]) -> list[Verdict | None]:
+        return cascade.decide(x[rows].to(device), y[rows].long().to(device), [numbers[row] for row in rows])
+
+    steps = {"late": lambda: cascade.late, "ledger": ledger, "on_batch": on_batch}
+    return decide_in_batches(decide, numbers, known, batch_size, **steps)
 
 
 def _check_limits(**limits: float | None) -> None:

@@ -24,7 +24,7 @@ from certifiers.checks import check_logits, check_model, count_classes, device_o
 from certifiers.errors import InputError
 from certifiers.ledger import RowLedger
 from certifiers.methods import METHODS, method_names
-from certifiers.resuming import decided_before, input_numbers
+from certifiers.resuming import decide_in_batches, decided_before, input_numbers
 from certifiers.threat import Threat, check_images, check_labels, threat
 from certifiers.verdict import Status
 
@@ -127,23 +127,12 @@ def certify_radii(
     known = decided_before(ledger, model, {"norm": norm, "largest": largest, "tolerance": tolerance}, labels)
     device, end = device_of(model), time.monotonic() + (run_seconds or math.inf)
     search = _Search(model, norm, methods, largest, tolerance, attack_steps, attack_restarts, seed)
-    pending = [row for row, number in enumerate(numbers) if number not in known]
-    for first in range(0, len(pending), batch_size):
-        if time.monotonic() >= end:
-            break
-        rows = pending[first : first + batch_size]
-        try:
-            found = search.batch(x[rows].to(device), y[rows].long().to(device), [numbers[row] for row in rows])
-        except Contradiction as contradiction:
-            if ledger is not None:
-                ledger.record_contradiction(contradiction.details)
-            raise
-        if ledger is not None:
-            ledger.append(found)
-        known.update({row.index: row for row in found})
-        if on_batch is not None:
-            on_batch(len(numbers) - len(pending) + first + len(rows), len(numbers))
-    return [known[number] for number in numbers if number in known]
+
+    def decide(rows: list[int]) -> list[RadiusVerdict]:
+        return search.batch(x[rows].to(device), y[rows].long().to(device), [numbers[row] for row in rows])
+
+    steps = {"late": lambda: time.monotonic() >= end, "ledger": ledger, "on_batch": on_batch}
+    return decide_in_batches(decide, numbers, known, batch_size, **steps)
 
 
 def _check_settings(

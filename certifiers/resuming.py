@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from torch import nn
 
+from certifiers.cascade import Contradiction
 from certifiers.errors import InputError
 from certifiers.fingerprint import model_hash
 from certifiers.ledger import RowLedger
@@ -50,3 +51,40 @@ def decided_before(
                 f"{label} came with it now: it is about other data. Give another ledger; nothing was written."
             )
     return known
+
+
+def decide_in_batches(
+    decide: Callable[[list[int]], Sequence[Row | None]],
+    numbers: Sequence[int],
+    known: dict[int, Row],
+    size: int,
+    *,
+    late: Callable[[], bool],
+    ledger: RowLedger[Row] | None,
+    on_batch: Callable[[int, int], None] | None,
+) -> list[Row]:
+    """The rows of the inputs ``numbers``, in their order: those ``known``, and new ones, which go to the ledger.
+
+    ``decide`` is asked about the places in ``numbers`` of inputs that are not known, ``size`` at a time until it is
+    ``late``; it has None for what it did not get to, which has no row then. ``on_batch``: called as (decided, of how
+    many) after each batch. A Contradiction is written to the ledger and raised on.
+    """
+    pending = [place for place, number in enumerate(numbers) if number not in known]
+    done = len(numbers) - len(pending)
+    for first in range(0, len(pending), size):
+        if late():
+            break
+        try:
+            found = decide(pending[first : first + size])
+        except Contradiction as contradiction:
+            if ledger is not None:
+                ledger.record_contradiction(contradiction.details)
+            raise
+        rows = [row for row in found if row is not None]
+        if ledger is not None:
+            ledger.append(rows)
+        known.update({row.index: row for row in rows})
+        done += len(rows)
+        if on_batch is not None:
+            on_batch(done, len(numbers))
+    return [known[number] for number in numbers if number in known]

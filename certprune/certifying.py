@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from certifiers.certification import certify
-from certifiers.errors import InputError
 from certifiers.methods import method_names
 from certifiers.threat import threat
 from certifiers.verdict import Ledger, Verdict, model_hash, summarise
+from certprune.asked import asked_images, begun
 from certprune.progress import Progress
 from certprune.runs import Run
 from certprune.subjects import Subject, subject
@@ -45,54 +45,47 @@ def certify_network(
     ``input_seconds``, the time an image has). ``run_seconds``: after which to stop; what is not decided by then is left
     to the next call.
     ``indices``: numbers in the recipe's split (default: the first ``count`` that the recipe asks for).
-    Raises :class:`InputError` if the network is not trained yet, or the ledger is another network's.
+    Raises :class:`~certifiers.errors.InputError` if the network is not trained yet, or the ledger is another network's.
     """
     progress = progress or Progress()
     settings = run.recipe.certify
     methods = method_names(methods or settings.methods, limited=input_seconds is not None)
-    split = getattr(data, settings.split)
-    numbers = checked_indices(indices, settings.count, len(split.y), f"{data.name} {settings.split}")
+    asked = asked_images(run, data, indices, settings.count)
     about = subject(run, network)
     model = about.model.to(device)
-    path = about.ledgers / f"eps-{eps:g}.jsonl"
-    if methods != settings.methods:
-        path = path.with_name(f"{path.stem}-{'+'.join(methods)}.jsonl")
-    if input_seconds is not None:
-        path = path.with_name(f"{path.stem}-{input_seconds:g}s.jsonl")
+    other = () if methods == settings.methods else methods
+    path = about.ledgers / ledger_name(eps, other, input_seconds)
     header = _header(run, about.name, eps, methods, data.name, model_hash(model), about.sparsity)
-    if input_seconds is not None:
-        header["input_seconds"] = input_seconds
-    with Ledger(path, header) as ledger:
-        decided = len(ledger.decided.intersection(numbers))
-        if decided == len(numbers):
+    limit = {} if input_seconds is None else {"input_seconds": input_seconds}
+    with Ledger(path, header | limit) as ledger:
+        note = begun(progress, f"{about.name} · certify eps {eps:g}", ledger, asked.numbers)
+        if note is None:
             return path
-        progress.begin(f"{about.name} · certify eps {eps:g}", len(numbers), done=decided)
-        before = [decided]
-
-        def note(now: int, _: int) -> None:
-            progress.advance(now - before[-1])
-            before.append(now)
-
         certify(
             model,
-            split.x[numbers.start : numbers.stop],
-            split.y[numbers.start : numbers.stop],
+            asked.x,
+            asked.y,
             threat(run.recipe.norm, eps),
             method=methods,
             attack_steps=settings.attack_steps,
             attack_restarts=settings.attack_restarts,
             batch_size=settings.batch_size,
-            indices=numbers,
+            indices=asked.numbers,
             ledger=ledger,
             on_batch=note,
             seed=run.recipe.seed,
             input_seconds=input_seconds,
             run_seconds=run_seconds,
         )
-        wanted = set(numbers)
-        held = [verdict for verdict in ledger.verdicts if verdict.index in wanted]
-    progress.end(_outcome(held, len(numbers)))
+        held = [verdict for verdict in ledger.verdicts if verdict.index in asked.numbers]
+    progress.end(_outcome(held, len(asked.numbers)))
     return path
+
+
+def ledger_name(eps: float, methods: Sequence[str] = (), input_seconds: float | None = None) -> str:
+    """The name of a ledger at ``eps``; other methods than the recipe's, and a time limit, are in it."""
+    parts = [f"eps-{eps:g}", "+".join(methods), "" if input_seconds is None else f"{input_seconds:g}s"]
+    return "-".join(filter(None, parts)) + ".jsonl"
 
 
 def _outcome(held: list[Verdict], asked: int) -> str:
@@ -123,18 +116,6 @@ def _header(
         "sparsity": sparsity,
         "seed": run.recipe.seed,
     }
-
-
-def checked_indices(indices: range | None, count: int | None, available: int, where: str) -> range:
-    """The images to certify: ``indices``, else the first ``count``; InputError if they are not all there."""
-    if indices is None:
-        return range(min(count or available, available))
-    if not 0 <= indices.start < indices.stop <= available:
-        raise InputError(
-            f"The images to certify must be a part of 0:{available} (the {where} images), but "
-            f"{indices.start}:{indices.stop} came."
-        )
-    return indices
 
 
 def _percent(accuracy: Any) -> str:

@@ -15,7 +15,7 @@ from certifiers.ledger import RowLedger
 from certifiers.threat import Threat, threat
 from certifiers.verdict import Ledger, Status, Verdict, model_hash, read_ledger
 from certifiers.vnncomp import ExternalAnswer, run_external, tool_name, write_instances
-from certprune.certifying import checked_indices
+from certprune.asked import asked_images
 from certprune.progress import Progress
 from certprune.runs import Run
 from certprune.subjects import subject
@@ -45,9 +45,7 @@ def external_network(
     """
     progress, name = progress or Progress(), f"external:{tool_name(command)}"
     header, before = read_ledger(ledger)
-    settings = run.recipe.certify
-    split = getattr(data, settings.split)
-    numbers = checked_indices(indices, settings.count, len(split.y), f"{data.name} {settings.split}")
+    asked = asked_images(run, data, indices, run.recipe.certify.count)
     rows = {verdict.index: verdict for verdict in before}
     path = ledger.with_name(f"{ledger.stem}-external-{tool_name(command)}.jsonl")
     header = {**header, "method": f"{header['method']}+{name}", "external": command, "timeout": timeout}
@@ -60,12 +58,13 @@ def external_network(
         )
     troubles = []
     with Ledger(path, {key: value for key, value in header.items() if key != "ledger"}) as found:
-        new = [rows[i] for i in numbers if i not in found.decided]
+        new = [rows[i] for i in asked.numbers if i not in found.decided]
         found.append([verdict for verdict in new if verdict.status not in UNDECIDED])
         open_ = [verdict for verdict in new if verdict.status in UNDECIDED]
         progress.begin(f"{variant} · {name} eps {region.eps:g}", len(open_))
         for verdict in open_:
-            x, label = split.x[verdict.index : verdict.index + 1], split.y[verdict.index : verdict.index + 1]
+            place = asked.numbers.index(verdict.index)
+            x, label = asked.x[place : place + 1], asked.y[place : place + 1]
             answer = _ask(model, x, label, region, command, timeout, verdict.index)
             _take_in(found, model, x[0], region, verdict, answer, name, troubles)
             progress.advance(1)

@@ -11,7 +11,7 @@ import torch
 from certifiers.fingerprint import model_hash
 from certifiers.radius import RADIUS_METHODS, USUAL, RadiusLedger, RadiusVerdict, certify_radii
 from certifiers.verdict import Accuracy, Status
-from certprune.certifying import checked_indices
+from certprune.asked import asked_images, begun
 from certprune.progress import Progress
 from certprune.runs import Run
 from certprune.subjects import Subject, subject
@@ -42,8 +42,7 @@ def radius_network(
     recipe, settings = run.recipe, run.recipe.certify
     usual = tuple(name for name in settings.methods if name in RADIUS_METHODS) or USUAL
     methods = tuple(methods or usual)
-    split = getattr(data, settings.split)
-    numbers = checked_indices(indices, settings.count, len(split.y), f"{data.name} {settings.split}")
+    asked = asked_images(run, data, indices, settings.count)
     about = subject(run, network)
     model = about.model.to(device)
     path = about.ledgers / radius_name(largest, tolerance, () if methods == usual else methods)
@@ -62,20 +61,13 @@ def radius_network(
         "seed": recipe.seed,
     }
     with RadiusLedger(path, header) as ledger:
-        decided = len(ledger.decided.intersection(numbers))
-        if decided == len(numbers):
+        note = begun(progress, f"{about.name} · radius up to {largest:g}", ledger, asked.numbers)
+        if note is None:
             return path
-        progress.begin(f"{about.name} · radius up to {largest:g}", len(numbers), done=decided)
-        before = [decided]
-
-        def note(now: int, _: int) -> None:
-            progress.advance(now - before[-1])
-            before.append(now)
-
         found = certify_radii(
             model,
-            split.x[numbers.start : numbers.stop],
-            split.y[numbers.start : numbers.stop],
+            asked.x,
+            asked.y,
             recipe.norm,
             methods,
             largest=largest,
@@ -83,13 +75,13 @@ def radius_network(
             attack_steps=settings.attack_steps,
             attack_restarts=settings.attack_restarts,
             batch_size=settings.batch_size,
-            indices=numbers,
+            indices=asked.numbers,
             ledger=ledger,
             on_batch=note,
             seed=recipe.seed,
             run_seconds=run_seconds,
         )
-    progress.end(radii_text(found, len(numbers)))
+    progress.end(radii_text(found, len(asked.numbers)))
     return path
 
 

@@ -15,7 +15,7 @@ from certifiers.smoothing import (
     certify_smoothed,
     smoothing_header,
 )
-from certprune.certifying import checked_indices
+from certprune.asked import asked_images, begun
 from certprune.config import SmoothingSettings
 from certprune.progress import Progress
 from certprune.runs import Run
@@ -48,8 +48,7 @@ def smooth_network(
     """
     progress = progress or Progress()
     recipe = run.recipe
-    split = getattr(data, recipe.certify.split)
-    numbers = checked_indices(indices, settings.count, len(split.y), f"{data.name} {recipe.certify.split}")
+    asked = asked_images(run, data, indices, settings.count)
     stage = "pretrain" if variant == "pretrain" else "finetune"
     record = run.stage_record(stage, variant)
     model = run.load_model(variant, stage).to(device)
@@ -62,31 +61,24 @@ def smooth_network(
         **smoothing_header(classifier, settings.stopping),
         **{key: getattr(settings, key) for key in ("sigma", "n0", "n", "alpha")},
         "seed": recipe.seed,
-        "pixels": split.x[0].numel(),
+        "pixels": asked.x[0].numel(),
         "variant": variant,
         "sparsity": record["sparsity"]["total"],
     }
     with SmoothedLedger(path, header) as ledger:
-        decided = len(ledger.decided.intersection(numbers))
-        if decided == len(numbers):
+        note = begun(progress, f"{variant} · smooth sigma {settings.sigma:g}", ledger, asked.numbers)
+        if note is None:
             return path
-        progress.begin(f"{variant} · smooth sigma {settings.sigma:g}", len(numbers), done=decided)
-        before = [decided]
-
-        def note(now: int, _: int) -> None:
-            progress.advance(now - before[-1])
-            before.append(now)
-
         verdicts = certify_smoothed(
             classifier,
-            split.x[numbers.start : numbers.stop],
-            split.y[numbers.start : numbers.stop],
+            asked.x,
+            asked.y,
             n0=settings.n0,
             n=settings.n,
             alpha=settings.alpha,
             stopping=settings.stopping,
             seed=recipe.seed,
-            indices=numbers,
+            indices=asked.numbers,
             batch_size=settings.batch_size,
             ledger=ledger,
             on_input=note,

@@ -136,7 +136,7 @@ def test_a_verifier_from_pypi_decides_the_rest(cli, work):
             assert verdict.method == "external:Marabou" and verdict.margin is None
     # The same questions, decided by our own program: two verifiers that share no code agree.
     few = open_[:1]
-    asked = ("--variant", VARIANT, "--eps", "0.05", "--index", f"0:{few[-1] + 1}", "--external-timeout", "30")
+    asked = ("--variant", VARIANT, "--eps", "0.05", "--index", f"0:{few[-1] + 1}", "--external-timeout", "200")
     assert cli("certify", work, *asked, "--external", VERIFY) == 0
     own = {v.index: v.status for v in read_ledger(ledger(work, "eps-0.05-external-run"))[1]}
     theirs = {v.index: v.status for v in verdicts}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ from certifiers.errors import InputError
 from certprune.cli.app import app, console
 from certprune.cli.options import Countdown, check_external, check_limits, chosen_images, chosen_radius, chosen_variants
 from certprune.cli.radii import certify_radii
+from certprune.cli.sessions import Session, session
 
 
 @app.command()
@@ -55,66 +57,58 @@ def certify(
     ] = 60.0,
 ) -> None:
     """Decide images of a run's networks, into its ledgers; skips what is decided, goes on after a cut."""
-    from rich.markup import escape
-
-    from certprune.certifying import certify_network
-    from certprune.data import load_data
-    from certprune.progress import make_progress
-    from certprune.runs import locked, open_run
-    from certprune.stages import use_machine
+    from certprune.runs import open_run
     from certprune.subjects import chosen_networks
 
     work = open_run(folder)
-    recipe = work.recipe
-    names = chosen_networks(chosen_variants(recipe, variant, folder), network, variant)
+    names = chosen_networks(chosen_variants(work.recipe, variant, folder), network, variant)
     radii = [chosen_radius(text) for text in eps or ()]
     numbers = chosen_images(index, count)
     _check_methods(method)
     check_limits(radius, tolerance, input_seconds=input_seconds, run_seconds=run_seconds)
     if radius:
-        return certify_radii(folder, names, method, radii, tolerance, numbers, run_seconds)
-    radii = radii or list(recipe.eps_grid)
+        return certify_radii(work, names, method, radii, tolerance, numbers, run_seconds)
+    radii = radii or list(work.recipe.eps_grid)
     if not radii:
         raise InputError("Neither the recipe nor the command says at which eps to certify. Give --eps, e.g. --eps 0.1.")
-    time_left = Countdown(run_seconds)
     if external is not None:
         check_external(external, external_timeout)
-    device = use_machine(recipe)
-    data = load_data(recipe.data.name, seed=recipe.seed, validation=recipe.data.validation, **recipe.data.options)
-    screen = console()
-    progress = make_progress(screen)
-    ledgers, troubles = [], []
-    with locked(work.folder):
-        try:
-            for name in names:
-                for radius in radii:
-                    ledgers.append(
-                        certify_network(
-                            work,
-                            name,
-                            radius,
-                            data,
-                            device,
-                            methods=method,
-                            indices=numbers,
-                            progress=progress,
-                            input_seconds=input_seconds,
-                            run_seconds=time_left(),
-                        )
-                    )
-                    if external is not None:
-                        from certprune.external import external_network
-
-                        asked = (work, name, ledgers[-1], data, external, external_timeout)
-                        path, said = external_network(*asked, indices=numbers, progress=progress)
-                        ledgers.append(path)
-                        troubles += [f"{path.name}, {trouble}" for trouble in said]
-        finally:
-            progress.close()
+    options = {"methods": method, "indices": numbers, "input_seconds": input_seconds}
+    asked = None if external is None else (external, external_timeout)
+    with session(work) as here:
+        ledgers, troubles = _certified(here, names, radii, Countdown(run_seconds), options, asked)
     for path in ledgers:
         _say(path)
     for trouble in troubles:
-        screen.print(f"[yellow]External verifier:[/yellow] {escape(trouble)}", soft_wrap=True)
+        here.screen.print(f"[yellow]External verifier:[/yellow] {trouble}", soft_wrap=True)
+
+
+def _certified(
+    here: Session,
+    names: Sequence[Any],
+    radii: Sequence[float],
+    time_left: Countdown,
+    options: dict[str, Any],
+    external: tuple[str, float] | None,
+) -> tuple[list[Path], list[str]]:
+    """The ledgers of these networks at each eps, of an external verifier (its command and time) too; its troubles."""
+    from rich.markup import escape
+
+    from certprune.certifying import certify_network
+
+    ledgers, troubles = [], []
+    place = {"progress": here.progress, "indices": options["indices"]}
+    for name in names:
+        for eps in radii:
+            limits = {**options, **place, "run_seconds": time_left()}
+            ledgers.append(certify_network(here.work, name, eps, here.data, here.device, **limits))
+            if external is not None:
+                from certprune.external import external_network
+
+                path, said = external_network(here.work, name, ledgers[-1], here.data, *external, **place)
+                ledgers.append(path)
+                troubles += [escape(f"{path.name}, {trouble}") for trouble in said]
+    return ledgers, troubles
 
 
 @app.command()

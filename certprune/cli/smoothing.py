@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from certifiers.errors import InputError
-from certprune.cli.app import app, console
+from certprune.cli.app import app
 from certprune.cli.options import chosen_images, chosen_variants
+from certprune.cli.sessions import session
+
+if TYPE_CHECKING:
+    from certprune.config import SmoothingSettings
 
 
 @app.command()
@@ -50,26 +54,41 @@ def smooth(
 ) -> None:
     """Certify radii by randomized smoothing, into the run's ledgers; skips what is decided, goes on after a cut."""
     from certifiers.smoothing import read_smoothed_ledger
+    from certprune.runs import open_run
+    from certprune.smoothing import radii_text, samples_text, smooth_network
+
+    work = open_run(folder)
+    names = chosen_variants(work.recipe, variant, folder)
+    given = {"n": n, "n0": n0, "alpha": alpha, "noise": noise, "shared_noise": shared_noise}
+    given |= {"tolerance": tolerance, "up_to": up_to, "decide": tuple(sorted(set(decide))) if decide else None}
+    plans = _plans(work.recipe.certify.smoothing, sigma, given)
+    numbers = chosen_images(index, count)
+    ledgers = []
+    with session(work) as here:
+        for name in names:
+            for plan in plans:
+                options = {"indices": numbers, "progress": here.progress}
+                ledgers.append((plan, smooth_network(work, name, plan, here.data, here.device, **options)))
+    for plan, path in ledgers:
+        header, verdicts = read_smoothed_ledger(path)
+        found = f"{radii_text(verdicts, plan.radii)} ({header['norm']}){samples_text(verdicts, plan)}"
+        here.screen.print(f"{path}: {len(verdicts)} images, {found}", soft_wrap=True)
+
+
+def _plans(
+    usual: SmoothingSettings | None, sigmas: list[float] | None, given: dict[str, Any]
+) -> list[SmoothingSettings]:
+    """The recipe's settings with what the command gave in their place, once for each sigma; InputError for bad ones."""
     from certifiers.smoothing.bounds import check_confidence, check_samples, check_sigma
     from certifiers.smoothing.kinds import noise_kind
     from certprune.config import SmoothingSettings
-    from certprune.data import load_data
-    from certprune.progress import make_progress
-    from certprune.runs import locked, open_run
-    from certprune.smoothing import radii_text, samples_text, smooth_network
-    from certprune.stages import use_machine
 
-    work = open_run(folder)
-    recipe = work.recipe
-    names = chosen_variants(recipe, variant, folder)
-    usual = recipe.certify.smoothing or SmoothingSettings()
-    sigmas = list(dict.fromkeys(sigma or ())) or [usual.sigma]
+    usual = usual or SmoothingSettings()
+    sigmas = list(dict.fromkeys(sigmas or ())) or [usual.sigma]
     if sigmas == [None]:
         raise InputError(
             "Neither the recipe nor the command says how much noise to smooth with. Give --sigma, e.g. --sigma 0.25."
         )
-    given = {"n": n, "n0": n0, "alpha": alpha, "noise": noise, "shared_noise": shared_noise}
-    given |= {"tolerance": tolerance, "up_to": up_to, "decide": tuple(sorted(set(decide))) if decide else None}
     plan = usual.model_copy(update={key: value for key, value in given.items() if value is not None})
     noise_kind(plan.noise)
     if plan.up_to is not None and plan.tolerance is None:
@@ -80,23 +99,4 @@ def smooth(
     check_samples(plan.n)
     check_samples(plan.n0, "n0")
     check_confidence(plan.alpha)
-    numbers = chosen_images(index, count)
-    device = use_machine(recipe)
-    data = load_data(recipe.data.name, seed=recipe.seed, validation=recipe.data.validation, **recipe.data.options)
-    screen = console()
-    progress = make_progress(screen)
-    ledgers = []
-    with locked(work.folder):
-        try:
-            for name in names:
-                for value in sigmas:
-                    settings = plan.model_copy(update={"sigma": value})
-                    ledgers.append(
-                        smooth_network(work, name, settings, data, device, indices=numbers, progress=progress)
-                    )
-        finally:
-            progress.close()
-    for path in ledgers:
-        header, verdicts = read_smoothed_ledger(path)
-        found = f"{radii_text(verdicts, plan.radii)} ({header['norm']}){samples_text(verdicts, plan)}"
-        screen.print(f"{path}: {len(verdicts)} images, {found}", soft_wrap=True)
+    return [plan.model_copy(update={"sigma": value}) for value in sigmas]

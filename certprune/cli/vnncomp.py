@@ -10,6 +10,7 @@ import typer
 from certifiers.errors import InputError
 from certprune.cli.app import app, console
 from certprune.cli.options import check_timeout, chosen_images, chosen_radius, chosen_variants
+from certprune.cli.sessions import recipe_data
 
 FORMATS = ("vnncomp",)
 
@@ -37,8 +38,7 @@ def export(
     """Write a run's networks as ONNX, and the robustness of its images as VNN-LIB, for other verifiers."""
     from certifiers.threat import threat
     from certifiers.vnncomp.instances import OPSET, write_instances
-    from certprune.certifying import checked_indices
-    from certprune.data import load_data
+    from certprune.asked import asked_images
     from certprune.runs import open_run
     from certprune.subjects import chosen_networks, subject
 
@@ -51,22 +51,24 @@ def export(
     radii = [chosen_radius(text) for text in eps] if eps else list(recipe.eps_grid)
     if not radii:
         raise InputError("Neither the recipe nor the command says which eps to export. Give --eps, e.g. --eps 0.1.")
-    data = load_data(recipe.data.name, seed=recipe.seed, validation=recipe.data.validation, **recipe.data.options)
-    split = getattr(data, recipe.certify.split)
-    numbers = checked_indices(
-        chosen_images(index, count), recipe.certify.count, len(split.y), f"{data.name} {recipe.certify.split}"
-    )
-    x, y = split.x[numbers.start : numbers.stop], split.y[numbers.start : numbers.stop]
+    asked = asked_images(work, recipe_data(recipe), chosen_images(index, count), recipe.certify.count)
     for chosen in chosen_networks(names, network, variant):
         about = subject(work, chosen)
         name, model = about.name, about.model
         for radius in radii:
             lines = write_instances(
-                model, x, y, threat(recipe.norm, radius), out, name=name, timeout=timeout, indices=numbers
+                model,
+                asked.x,
+                asked.y,
+                threat(recipe.norm, radius),
+                out,
+                name=name,
+                timeout=timeout,
+                indices=asked.numbers,
             )
             console().print(
                 f"{out / 'onnx' / name}.onnx (opset {OPSET}): {len(lines)} properties at eps {radius:g}; "
-                f"{len(y) - len(lines)} images are predicted wrong and have none",
+                f"{len(asked.y) - len(lines)} images are predicted wrong and have none",
                 soft_wrap=True,
             )
     console().print(f"Instances: {out / 'instances.csv'}", soft_wrap=True)

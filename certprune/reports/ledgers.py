@@ -12,36 +12,10 @@ from typing import Any
 
 from certifiers.errors import InputError, SoundnessError
 from certifiers.verdict import Status, Summary, Verdict, read_ledger, summarise
+from certprune.reports.headers import HeaderView
 from certprune.reports.smoothed import PREFIX
 
 RADIUS_PREFIX = "radius-"
-
-
-@dataclass(frozen=True)
-class HeaderView:
-    """A ledger's file and what its header says."""
-
-    path: Path
-    header: dict
-
-    @property
-    def norm(self) -> str:
-        return str(self.header.get("norm", "linf"))
-
-    @property
-    def model(self) -> str:
-        return str(self.header.get("model", ""))
-
-    @property
-    def method(self) -> str:
-        """The methods that were tried, cheapest first, joined by ``+``."""
-        method = self.header.get("method", "")
-        return "+".join(map(str, method)) if isinstance(method, list) else str(method)
-
-    @property
-    def images(self) -> str:
-        """Which images were certified, e.g. ``mnist-5k test``."""
-        return " ".join(str(self.header[key]) for key in ("data", "split") if self.header.get(key))
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,16 @@ from typing import Any
 
 from certifiers.errors import InputError, SoundnessError
 from certifiers.verdict import Accuracy
+from certprune.reports.headers import HeaderView
 
 PREFIX = "smoothing-"
 RADII = (0.0, 0.25, 0.5, 0.75, 1.0)  # where tables show certified accuracy, unless the recipe says otherwise
 
 
 @dataclass(frozen=True)
-class SmoothedView:
+class SmoothedView(HeaderView):
     """One ledger of a smoothed classifier with its header."""
 
-    path: Path
-    header: dict
     verdicts: list[Any] = field(repr=False)
 
     @property
@@ -52,15 +51,6 @@ class SmoothedView:
     def settings(self) -> tuple:
         """What sets ledgers of one network apart."""
         return (self.sigma, *(self.header.get(key) for key in ("n0", "n", "alpha")), self.norm, self.rule)
-
-    @property
-    def model(self) -> str:
-        return str(self.header.get("model", ""))
-
-    @property
-    def images(self) -> str:
-        """Which images were certified, e.g. ``mnist-5k test``."""
-        return " ".join(str(self.header[key]) for key in ("data", "split") if self.header.get(key))
 
     @property
     def seconds(self) -> float:
