@@ -113,18 +113,23 @@ def exact_margins(model: nn.Sequential, lower, upper, label: int, classes: int) 
     first, second, last = (
         (m.weight.detach().numpy(), m.bias.detach().numpy()) for m in model if isinstance(m, nn.Linear)
     )
-    best = [np.inf] * classes
+    best, box = [np.inf] * classes, list(zip(lower, upper, strict=True))
     for one in itertools.product((0, 1), repeat=len(first[1])):
         on1 = np.diag(one)
         w2, b2 = second[0] @ on1 @ first[0], second[0] @ on1 @ first[1] + second[1]
+        signs1 = 1 - 2 * np.array(one)  # active: -z <= 0
+        if linprog(0 * first[0][0], signs1[:, None] * first[0], -signs1 * first[1], bounds=box).status == 2:
+            continue  # no input has this pattern
         for two in itertools.product((0, 1), repeat=len(second[1])):
             on2 = np.diag(two)
-            signs1, signs2 = 1 - 2 * np.array(one), 1 - 2 * np.array(two)  # active: -z <= 0
+            signs2 = 1 - 2 * np.array(two)
             rows = np.vstack([signs1[:, None] * first[0], signs2[:, None] * w2])
             ends = -np.concatenate([signs1 * first[1], signs2 * b2])
             w3, b3 = last[0] @ on2 @ w2, last[0] @ on2 @ b2 + last[1]
             for j in range(classes):
-                found = linprog(w3[label] - w3[j], rows, ends, bounds=list(zip(lower, upper, strict=True)))
+                found = linprog(w3[label] - w3[j], rows, ends, bounds=box)
+                if found.status == 2:
+                    break
                 if found.status == 0:
                     best[j] = min(best[j], found.fun + b3[label] - b3[j])
     return best
