@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from certprune.config import Optimizer
+from certprune.stage_settings import Optimizer
 
 
 @dataclass(frozen=True)

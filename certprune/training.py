@@ -21,12 +21,12 @@ from torch import Tensor, nn
 
 from certifiers.errors import InputError
 from certprune.checkpoints import State, discard_state, load_state, save_state
-from certprune.config import Schedule, StageSettings
 from certprune.data.batches import Batches, in_order
 from certprune.masker import Masker
 from certprune.optimizers import Group, Optimizers
 from certprune.parallel import World, world
 from certprune.progress import Progress, epoch_note
+from certprune.stage_settings import Schedule, StageSettings
 from certprune.storage import write_json_lines
 
 Objective = Callable[[nn.Module, Tensor, Tensor, float], tuple[Tensor, dict[str, Tensor]]]

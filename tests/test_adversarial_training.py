@@ -11,11 +11,11 @@ from torch import nn
 
 from certifiers.attack import attack
 from certifiers.threat import threat
-from certprune.config import Adam, StageSettings
 from certprune.data import Split, load_data
 from certprune.objectives import build_objective
 from certprune.optimizers import Group
 from certprune.progress import Progress
+from certprune.stage_settings import Adam, StageSettings
 from certprune.training import Plan, train
 
 NAMES = ("adversarial", "trades", "free")

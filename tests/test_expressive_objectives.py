@@ -13,7 +13,6 @@ from torch import nn
 from certifiers.bounds import margin_lower_bounds, trace, worst_case_cross_entropy
 from certifiers.errors import InputError
 from certifiers.threat import L2Ball, LinfBall
-from certprune.config import Adam, StageSettings
 from certprune.data import load_data
 from certprune.initialisation import initialise
 from certprune.masks import mask_state, materialize, sparsify
@@ -21,6 +20,7 @@ from certprune.models import build_model
 from certprune.objectives import build_objective, certified, expressive, sabr
 from certprune.objectives.sabr import small_box
 from certprune.optimizers import Group
+from certprune.stage_settings import Adam, StageSettings
 from certprune.training import Plan, train
 
 from .nets import NETS, images

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from certifiers.errors import InputError
-from certprune.config import SGD, Constant, StageSettings
 from certprune.data import load_data
 from certprune.data.splits import Split
 from certprune.masker import Masker
@@ -21,6 +20,7 @@ from certprune.progress import Progress
 from certprune.pruning import BUDGETS, CRITERIA, SCHEDULES, Pruning, kept_counts, weight_gradients
 from certprune.recipes import parse_recipe
 from certprune.runs import start_run
+from certprune.stage_settings import SGD, Constant, StageSettings
 from certprune.stages import run_stages, stage_epochs
 from certprune.training import Plan, train
 

@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from certifiers.errors import InputError
-from certprune.config import SGD, Adam, Constant, Cosine, StageSettings, Step
 from certprune.optimizers import Group
 from certprune.progress import Progress
+from certprune.stage_settings import SGD, Adam, Constant, Cosine, StageSettings, Step
 from certprune.training import Plan, learning_rate, train
 
 CPU = torch.device("cpu")
