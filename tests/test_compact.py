@@ -200,6 +200,58 @@ def test_features_that_are_not_read_are_left_out():
     assert not any(isinstance(m, Select) for m in compact(net, (1, 10, 10)).model.modules())
 
 
+def test_a_channel_that_is_constant_only_where_it_is_read():
+    # relu(sum of the 3x3 neighbours - 5) is 0 in the corners, where only 4 of them are; then + 1. The convolution
+    # behind it reads nothing but the corners and the padding's zeros.
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            first = torch.ones(2, 1, 3, 3)
+            first[0, 0, 0] = 0.0  # another channel, that stays
+            self.first = conv(first, [-1.5, -5.0], padding=1)
+            self.second = conv(torch.ones(1, 2, 1, 1), [0.0], stride=2, padding=2)
+            self.head = nn.Linear(16, 2)
+
+        def forward(self, x):
+            return self.head(self.second(torch.relu(self.first(x)) + 1.0).flatten(1))
+
+    net = Net().eval()
+    assert same(net, compact(net, (1, 3, 3)).model, (1, 3, 3), tolerance=1e-6)
+
+
+class Crossing(nn.Module):
+    """A selection that is added to a linear layer, one of whose units only somebody else reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 3)
+        self.head, self.other = nn.Linear(3, 2), nn.Linear(3, 2)
+        self.register_buffer("index", torch.tensor([0, 1, 2]))
+        self.second.weight.data[:, 2:] = 0
+        self.head.weight.data[:, 2] = 0
+
+    def forward(self, x):
+        hidden = torch.relu(self.first(x) - 0.5)
+        z = self.second(hidden)
+        return self.head(torch.relu(hidden.index_select(1, self.index) + z)) + self.other(z)
+
+
+def test_what_is_read_twice_is_neither_removed_nor_overwritten():
+    torch.manual_seed(5)
+    net = Crossing().eval()
+    small = compact(net, (4,)).model
+    assert same(net, small, (4,), tolerance=1e-6)
+
+    class Skipping(nn.Sequential):
+        def forward(self, x):
+            z = self[0](x)
+            return self[1](torch.relu(z)) + self[2](z)
+
+    net = Skipping(nn.Linear(4, 3), nn.Linear(3, 2), nn.Linear(3, 2)).eval()
+    net[0].bias.data.fill_(-0.1)
+    assert same(net, compact(net, (4,)).model, (4,), tolerance=1e-6)
+
+
 def test_logits_that_depend_on_nothing():
     net = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4)).eval()
     net[3].weight.data.zero_()

@@ -36,18 +36,18 @@ Steps = list[Step]
 
 
 def steps_of(model: nn.Module, input_shape: tuple[int, ...]) -> Steps:
-    """The steps of a model in evaluation mode, with its weights of the moment; see ``certifiers.bounds.trace``."""
+    """The steps of a model on the CPU, in evaluation mode, with its weights of the moment."""
     network = trace(model, input_shape).bind()
     pairs = zip(network.nodes, network.operations, strict=True)
     return [Step(node.inputs, tuple(node.shape), _double(operation)) for node, operation in pairs]
 
 
 def _double(operation: Any) -> Any:
-    """The operation with its tensors detached, on the CPU, in double precision (indices stay integers)."""
+    """The operation with its tensors detached, in double precision (indices stay integers)."""
     if operation is None:
         return None
     changed = {
-        name: value.detach().cpu().to(torch.float64 if value.is_floating_point() else value.dtype)
+        name: value.detach().to(torch.float64 if value.is_floating_point() else value.dtype)
         for name, value in vars(operation).items()
         if isinstance(value, Tensor)
     }
