@@ -37,24 +37,28 @@ console = Console(stderr=True)
 def main() -> None:
     asked = arguments()
     torch.set_num_threads(asked.threads)
-    run = open_run(asked.run)
-    recipe = run.recipe
-    data = load_data(recipe.data.name, seed=recipe.seed, validation=recipe.data.validation, **recipe.data.options)
-    eps = asked.eps if asked.eps is not None else recipe.eps_grid[0]
-    subject = Subject(recipe.norm, eps, data.test, asked)
-    names = asked.variant or [variant.name for variant in recipe.variants]
     parts = {"alone": [], "stages": [], "hard": []}
-    for name in names:
-        model = run.load_model(name)
-        parts["alone"] += [(name, *cells) for cells in subject.alone(model)]
-        parts["stages"] += [(name, *cells) for cells in subject.whole(model)]
-        parts["hard"] += [(name, *cells) for cells in subject.hard(model)]
-        write(asked, recipe, eps, parts)
+    for path in [asked.run, *asked.harder]:
+        run = open_run(path)
+        recipe = run.recipe
+        data = load_data(recipe.data.name, seed=recipe.seed, validation=recipe.data.validation, **recipe.data.options)
+        subject = Subject(threat(recipe.norm, asked.eps or recipe.eps_grid[0]), data.test, asked)
+        for variant in asked.variant or [variant.name for variant in recipe.variants]:
+            if recipe.variant(variant) is None:
+                continue
+            name, model = f"{recipe.objective['name']}: {variant}", run.load_model(variant)
+            if path == asked.run:
+                parts["alone"] += [(name, *cells) for cells in subject.alone(model)]
+                parts["stages"] += [(name, *cells) for cells in subject.whole(model)]
+            for cells in subject.hard(model):
+                parts["hard"].append((name, *cells))
+                write(asked, recipe, subject.ball.eps, parts)
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
+    parser.add_argument("--harder", type=Path, action="append", default=[], help="a run, for its hardest inputs alone")
     parser.add_argument("--variant", action="append")
     parser.add_argument("--eps", type=float)
     parser.add_argument("--count", type=int, default=500)
@@ -66,6 +70,7 @@ def arguments() -> argparse.Namespace:
         "--external", help="another verifier's command, as certify --external takes it; it is killed at twice --seconds"
     )
     parser.add_argument("--external-name", default="the other verifier")
+    parser.add_argument("--external-hard", type=int, default=3, help="it is asked about so many of the hardest inputs")
     parser.add_argument("-o", "--out", type=Path, required=True)
     return parser.parse_args()
 
@@ -73,8 +78,8 @@ def arguments() -> argparse.Namespace:
 class Subject:
     """The images of one run, and what is asked about them."""
 
-    def __init__(self, norm: str, eps: float, split, asked: argparse.Namespace) -> None:
-        self.norm, self.ball, self.split, self.asked = norm, threat(norm, eps), split, asked
+    def __init__(self, ball, split, asked: argparse.Namespace) -> None:
+        self.ball, self.split, self.asked = ball, split, asked
 
     def timed(self, model, numbers, methods, **settings):
         x, y = self.split.x[numbers], self.split.y[numbers]
@@ -112,17 +117,20 @@ class Subject:
         """The inputs that CROWN's bounds and a strong attack leave open."""
         console.print("looking for hard inputs")
         hard = self._open(model)[: self.asked.hard]
-        found, seconds = [], 0.0
+        found, spent_on = [], []
         for number in hard:
             (verdict,), spent = self.timed(
                 model, [number], (*CASCADE[1:], "exact"), attack_steps=0, input_seconds=self.asked.seconds
             )
             console.print(f"certprune {number}: {verdict.status.value} by {verdict.method} in {spent:.1f} s")
             found.append(verdict.status)
-            seconds += spent
-        yield self._row("certprune", found, seconds)
+            spent_on.append(spent)
+        yield self._row("certprune", found, sum(spent_on))
+        if self.asked.external and len(hard) > self.asked.external_hard:  # the same inputs as the other's
+            some = self.asked.external_hard
+            yield self._row(f"certprune, the first {some}", found[:some], sum(spent_on[:some]))
         if self.asked.external and hard:
-            found, seconds = self._external(model, hard)
+            found, seconds = self._external(model, hard[: self.asked.external_hard])
             yield self._row(self.asked.external_name, found, seconds)
 
     def _open(self, model) -> list[int]:
@@ -165,9 +173,9 @@ def write(asked, recipe, eps: float, parts) -> None:
     lines = [
         "# Certification: what each method decides, and what it takes",
         "",
-        f"Made by `python benchmarks/certification.py`: the run `{recipe.name}` (seed {recipe.seed}), "
-        f"{recipe.data.name}, `{recipe.model.name}`, {recipe.norm} eps {eps:g}, the first {asked.count} test images, "
-        f"{asked.threads} thread(s), torch {torch.__version__}, {platform.machine()}.",
+        f"Made by `python benchmarks/certification.py`: {recipe.data.name}, `{recipe.model.name}`, {recipe.norm} eps "
+        f"{eps:g}, seed {recipe.seed}, the first {asked.count} test images, {asked.threads} thread(s), torch "
+        f"{torch.__version__}, {platform.machine()}.",
         "",
         "## Each method alone",
         "",
