@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from certprune.certify_settings import CertifySettings, SmoothingSettings
 from certprune.settings import Named, Positive, Settings, Whole
-from certprune.stage_settings import PretrainSettings, PruneSettings, StageSettings
+from certprune.stage_settings import PretrainSettings, PruneSettings, SpeedSettings, StageSettings
 from certprune.variant_names import default_name
 
 FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
@@ -105,6 +105,7 @@ class Recipe(Settings):
     output: str = Field(default_factory=lambda earlier: f"runs/{earlier['name']}", min_length=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Positive | None = None
+    speed: SpeedSettings = SpeedSettings()
     data: DataSettings
     model: Named
     objective: dict[str, Any]

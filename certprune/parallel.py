@@ -80,7 +80,11 @@ class World:
             return
         with torch.no_grad():
             for tensor in (*model.parameters(), *model.buffers()):
-                plain = tensor.to(torch.uint8) if tensor.dtype == torch.bool else tensor.detach().clone()
+                plain = (
+                    (tensor.to(torch.uint8) if tensor.dtype == torch.bool else tensor)
+                    .detach()
+                    .clone(memory_format=torch.contiguous_format)
+                )
                 _together(lambda plain=plain: dist.broadcast(plain, 0))
                 tensor.copy_(plain)
 

@@ -23,6 +23,9 @@ class Progress:
     def epoch(self, number: int, epochs: int, row: Mapping[str, Any]) -> None:
         """An epoch is over; ``row`` is its line of ``metrics.jsonl``."""
 
+    def note(self, text: str) -> None:
+        """Something that the user should know, said once."""
+
     def end(self, summary: str = "") -> None:
         """The piece of work is over."""
 
@@ -50,6 +53,9 @@ class PlainProgress(Progress):
 
     def epoch(self, number: int, epochs: int, row: Mapping[str, Any]) -> None:
         self._say(f"epoch {number}/{epochs}, {epoch_note(row)}, {self._pace()}")
+
+    def note(self, text: str) -> None:
+        self._say(text)
 
     def end(self, summary: str = "") -> None:
         self._say(f"done in {duration(time.monotonic() - self.began)}" + (f": {summary}" if summary else ""))
@@ -108,6 +114,9 @@ class LiveProgress(Progress):
     def epoch(self, number: int, epochs: int, row: Mapping[str, Any]) -> None:
         self.place = f"epoch {min(number + 1, epochs)}/{epochs}"
         self.result = epoch_note({"validation": row["validation"]})
+
+    def note(self, text: str) -> None:
+        self.bars.console.print(f"{self.title}: {text}", highlight=False, markup=False)
 
     def end(self, summary: str = "") -> None:
         self.bars.remove_task(self.task)

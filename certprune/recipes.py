@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from certifiers.errors import InputError
 from certprune.config import Recipe, merged_keys, trained_under_noise
 from certprune.mistakes import kind_of, one_line, sentences, show
+from certprune.stage_settings import SpeedSettings
 from certprune.variant_names import USUAL
 
 
@@ -94,6 +95,8 @@ def dump_recipe(recipe: Recipe) -> str:
                 del variant[key]
         if variant["objective"] is None:
             del variant["objective"]
+    if recipe.speed == SpeedSettings():
+        del content["speed"]
     if recipe.certify.smoothing is None and not trained_under_noise(recipe.objective):
         del content["certify"]["smoothing"]  # the default there; where it is not, null says that it is off
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110)
@@ -105,7 +108,8 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
     Free to change are the name and the folder, the machine's settings, what is certified, and variants added to those
     there.
     """
-    free = {"name", "output", "device", "threads", "certify", "variants"}
+    free = dict.fromkeys(("name", "output", "device", "threads", "certify", "variants"), True)
+    free["speed"] = {"channels_last", "compile"}  # rounding apart, the same weights, as on another machine
     was, now = (recipe.model_dump(mode="json", exclude=free) for recipe in (old, new))
     for recipe, content in ((old, was), (new, now)):
         content["variants"] = {v.name: v.model_dump(mode="json") for v in recipe.variants}

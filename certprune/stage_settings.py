@@ -51,6 +51,20 @@ Optimizer = Annotated[Adam | SGD, Field(discriminator="name")]
 Schedule = Annotated[Constant | Cosine | Step, Field(discriminator="name")]
 
 
+class SpeedSettings(Settings):
+    """How training steps use the machine; validation and certification are untouched.
+
+    ``bf16``: layers by autocast in bfloat16, for objectives that look at logits, not at bounds. ``channels_last``:
+    weights in that layout. ``compile``: steps by torch.compile, or as they are where that fails. ``accumulate``: each
+    batch in so many parts, one after the other, for a batch that does not fit into memory.
+    """
+
+    bf16: bool = False
+    channels_last: bool = False
+    compile: bool = False
+    accumulate: Positive = 1
+
+
 class StageSettings(Settings):
     """How one stage trains.
 

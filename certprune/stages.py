@@ -43,6 +43,7 @@ from certprune.pruning import SCHEDULES, select_layers, weight_gradients
 from certprune.pruning.criteria import Gradients
 from certprune.pruning.schedules import OneShot
 from certprune.runs import Run
+from certprune.speed import check_speed
 from certprune.storage import write_json, write_tensors
 from certprune.training import Plan, TrainResult, discard_state, train
 
@@ -73,6 +74,8 @@ def new_model(recipe: Recipe, data: Any) -> nn.Module:
 def check_network(recipe: Recipe, data: Any) -> None:
     """Raise :class:`InputError` now, not after training, if the network cannot be built, pruned, bounded."""
     model = new_model(recipe, data)
+    for settings in _objectives(recipe).values():
+        check_speed(build_objective(settings), recipe.speed)
     _check_bounds(recipe, model, data.shape)
     for variant in recipe.variants:
         if not variant.dense:
@@ -81,15 +84,21 @@ def check_network(recipe: Recipe, data: Any) -> None:
             _sparsify(recipe, variant, copy.deepcopy(model), weight_gradients(model, list(layers), ()))
 
 
+def _objectives(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """The settings of all stages' objectives, one of each name."""
+    stages = [("pretrain", None), *((stage, v) for stage in ("prune", "finetune") for v in recipe.variants)]
+    return {settings["name"]: settings for place in stages for settings in [recipe.stage_objective(*place)]}
+
+
 def _check_bounds(recipe: Recipe, model: nn.Module, shape: tuple[int, int, int]) -> None:
     """Raise InputError if something in the recipe needs bounds of a layer whose bounds are not known."""
     from certifiers import bounds
 
     wanted = {name for name in recipe.certify.methods if recipe.eps_grid and name in bounds.METHODS}
     needing = [f"certify.methods ({', '.join(sorted(wanted))})"] if wanted else []
-    stages = [("pretrain", None), *((stage, v) for stage in ("prune", "finetune") for v in recipe.variants)]
-    objectives = {settings["name"]: settings for place in stages for settings in [recipe.stage_objective(*place)]}
-    needing += [f"the objective {name}" for name, of in objectives.items() if needs_bounds(build_objective(of))]
+    needing += [
+        f"the objective {name}" for name, of in _objectives(recipe).items() if needs_bounds(build_objective(of))
+    ]
     if not needing:
         return
     try:
@@ -232,6 +241,7 @@ def _train(
         settings=getattr(recipe, stage),
         epochs=stage_epochs(recipe, stage, variant),
         seed=recipe.seed,
+        speed=recipe.speed,
         batch_statistics=stage != "prune" or variant.trains[1],
         device=device,
     )

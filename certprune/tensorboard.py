@@ -47,6 +47,9 @@ class TensorBoard(Progress):
             self._writer.add_scalar(name, value, number)
         self._writer.flush()
 
+    def note(self, text: str) -> None:
+        self.shown.note(text)
+
     def end(self, summary: str = "") -> None:
         self.shown.end(summary)
         self._finish()

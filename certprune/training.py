@@ -26,7 +26,8 @@ from certprune.masker import Masker
 from certprune.optimizers import Group, Optimizers
 from certprune.parallel import World, world
 from certprune.progress import Progress, epoch_note
-from certprune.stage_settings import Schedule, StageSettings
+from certprune.speed import Step, check_parts
+from certprune.stage_settings import Schedule, SpeedSettings, StageSettings
 from certprune.storage import write_json_lines
 
 Objective = Callable[[nn.Module, Tensor, Tensor, float], tuple[Tensor, dict[str, Tensor]]]
@@ -64,6 +65,7 @@ class Plan:
     title: str = ""
     seed: int = 0
     batch_statistics: bool = True
+    speed: SpeedSettings = SpeedSettings()
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
@@ -94,7 +96,7 @@ def train(
     kept), or if ``state.pt`` is damaged or another stage's.
     """
     progress, among = progress or Progress(), world()
-    model.to(plan.device)
+    _lay_out(model, plan)
     trained = {id(parameter) for group in groups for parameter in group.parameters}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in trained)
@@ -102,6 +104,8 @@ def train(
         return _untrained(model, objective, data, plan, folder, progress)
     batches = Batches(data, plan.settings.batch_size, plan.device)
     among.check_batch(batches.size)
+    check_parts(batches.size // among.size, plan.speed)
+    take = Step(model, objective, plan.speed, plan.settings.ramp, progress)
     optimizer = Optimizers(groups)
     state = load_state(folder, plan.stage, plan.epochs, model, optimizer, plan.device) or State()
     among.as_leader(model)
@@ -112,7 +116,7 @@ def train(
         chosen = batches.epoch(_seed_epoch(plan, epoch), getattr(objective, "replays", 1))
         if hasattr(objective, "begin_epoch"):
             objective.begin_epoch()  # what it carries from step to step does not stand in state.pt
-        row = _epoch(model, objective, optimizer, among.parts(chosen), steps, epoch, plan, progress, masker)
+        row = _epoch(model, take, optimizer, among.parts(chosen), steps, epoch, plan, progress, masker)
         among.average_statistics(model)
         row["validation"] = validate(model, objective, data.validation, batches.size, plan.device)
         row["seconds"] = time.perf_counter() - began
@@ -124,6 +128,7 @@ def train(
             write_json_lines(folder / "metrics.jsonl", state.history)
         progress.epoch(epoch + 1, plan.epochs, row)
     model.load_state_dict(state.best)
+    model.to(memory_format=torch.contiguous_format)
     if among.leads:
         write_json_lines(folder / "metrics.jsonl", state.history)
     selected = [row for row in state.history if row["selected"]][-1]
@@ -153,7 +158,17 @@ def learning_rate(schedule: Schedule, base: float, progress: float) -> float:
     return base
 
 
-def _epoch(model, objective, optimizer, batches, steps, epoch, plan, progress, masker) -> dict[str, Any]:
+def _lay_out(model: nn.Module, plan: Plan) -> None:
+    """Move the model to the device, its weights in the layout asked for.
+
+    Images stay as they are, for what an objective draws at random in their shape follows their layout.
+    """
+    model.to(plan.device)
+    if plan.speed.channels_last:
+        model.to(memory_format=torch.channels_last)
+
+
+def _epoch(model, take, optimizer, batches, steps, epoch, plan, progress, masker) -> dict[str, Any]:
     """One pass over the ``steps`` pairs (x, y) of ``batches``; the epoch's row without its validation."""
     model.train()
     if not plan.batch_statistics:
@@ -164,24 +179,24 @@ def _epoch(model, objective, optimizer, batches, steps, epoch, plan, progress, m
     for index, (x, y) in enumerate(batches):
         step, of = epoch * steps + index, plan.epochs * steps
         ramp = step / of if plan.settings.ramp else 1.0
-        if masker is not None and masker.begin_step(step, of, lambda net, at=(x, y, ramp): objective(net, *at)[0]):
+        if masker is not None and masker.begin_step(step, of, lambda net, at=(x, y, ramp): take.objective(net, *at)[0]):
             optimizer.forget()
         if masker is not None and masker.pruning.rank.gradients:
             among.as_leader(model)  # each process saw its own part of the batch
         optimizer.set_rate(
             learning_rate(plan.settings.schedule, 1.0, masker.progress(step, of) if masker else step / of)
         )
-        loss, figures = objective(model, x, y, ramp)
         optimizer.zero_grad()
-        loss.backward()
+        parts = take(x, y, ramp)
         among.average_gradients([parameter for group in optimizer.groups for parameter in group.parameters])
         norms = optimizer.norms()
-        _check_finite(loss, norms, epoch, index, plan)
+        loss = _finite_loss(torch.stack([part["loss"] for part in parts]).mean(), norms, epoch, index, plan)
         if plan.settings.clip_gradient is not None:
             optimizer.clip(plan.settings.clip_gradient, norms)
         optimizer.step()
-        means.add({"loss": loss.detach(), **figures}, len(y))
-        progress.advance(len(y), f"loss {loss.item():.4g}")
+        for part in parts:
+            means.add(part, len(y) // len(parts))
+        progress.advance(len(y), f"loss {loss:.4g}")
     return {
         "epoch": epoch + 1,
         "step": (epoch + 1) * steps,
@@ -228,12 +243,12 @@ def _seed_epoch(plan: Plan, epoch: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[8:15], "big"))
 
 
-def _check_finite(loss: Tensor, norms: Sequence[Tensor], epoch: int, index: int, plan: Plan) -> None:
-    norm = sum(norms)
-    if torch.isfinite(loss) and torch.isfinite(norm):
-        return
-    what = "loss" if not torch.isfinite(loss) else "gradient"
-    value = loss.item() if what == "loss" else norm.item()
+def _finite_loss(loss: Tensor, norms: Sequence[Tensor], epoch: int, index: int, plan: Plan) -> float:
+    """The step's loss; InputError if it, or the gradient's norm, is not finite."""
+    loss, norm = torch.stack([loss.double(), sum(norms).double()]).tolist()  # a GPU is waited for but once
+    if math.isfinite(loss) and math.isfinite(norm):
+        return loss
+    what, value = ("gradient", norm) if math.isfinite(loss) else ("loss", loss)
     kept = f"The state after epoch {epoch} is kept" if epoch else "No epoch was finished"
     raise InputError(
         f"The {what} of {plan.title or plan.stage} became {value} in epoch {epoch + 1}, step {index + 1}. "
