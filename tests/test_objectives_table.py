@@ -179,7 +179,10 @@ def test_ledgers_of_unequal_length_are_not_paired(tmp_path):
 
 def test_recipes_of_one_objective_are_told_apart(tmp_path):
     counts = {"dense": (9, 9, 9, 9)}
-    folders = [write(tmp_path / "a", counts, name="a"), write(tmp_path / "b", counts, name="b", certify={"count": 7})]
+    folders = [
+        write(tmp_path / "a", counts, name="a"),
+        write(tmp_path / "b", counts, name="b", certify={"attack_steps": 7}),
+    ]
     found = families_of([read_run(folder) for folder in folders])
     assert [family.title for family in found] == ["CROWN-IBP, eps 0.1 (a)", "CROWN-IBP, eps 0.1 (b)"]
     names = [row["Objective"] for row in table_of(families_page(found, "T", "c"), "Dense networks")]
@@ -190,6 +193,29 @@ def test_a_null_setting_is_the_same_recipe_as_none(tmp_path):
     counts = {"dense": (9, 9, 9, 9)}
     folders = [write(tmp_path / "a", counts), write(tmp_path / "b", counts, seed=1, certify={"smoothing": None})]
     assert [len(family.runs) for family in families_of([read_run(folder) for folder in folders])] == [2]
+
+
+def test_runs_of_a_family_need_not_hold_the_same_networks(tmp_path):
+    whole = write(tmp_path / "0", {"dense": (10, 9, 8, 7), "score-erk-0.9": (10, 8, 6, 4)})
+    part = write(tmp_path / "1", {"dense": (12, 11, 10, 9)}, seed=1, certify={"count": 7})
+    content = yaml.safe_load((part / "config.yaml").read_text())
+    content["variants"] = content["variants"][:1]
+    (part / "config.yaml").write_text(yaml.safe_dump(content))
+    (family,) = families_of([read_run(part), read_run(whole)])
+    rows = {row.variant.name: row for row in family.tables[0].rows}
+    assert len(rows) == len(VARIANTS)
+    assert rows["dense"].cells.rates["certified"].value == pytest.approx((8 + 10) / 40)
+    assert rows["dense"].cells.seeds == (1, 0)
+    assert rows["score-erk-0.9"].cells.rates["certified"].value == pytest.approx(6 / 20)
+    assert rows["score-erk-0.9"].cells.seeds == (0,)
+
+
+def test_networks_of_one_name_made_otherwise_are_another_family(tmp_path):
+    folders = [write(tmp_path / str(seed), {"score-erk-0.9": (10, 8, 6, 4)}, seed=seed) for seed in (0, 1)]
+    content = yaml.safe_load((folders[1] / "config.yaml").read_text())
+    content["variants"][1]["sparsity"] = 0.8
+    (folders[1] / "config.yaml").write_text(yaml.safe_dump(content))
+    assert [len(family.runs) for family in families_of([read_run(folder) for folder in folders])] == [1, 1]
 
 
 def test_a_seed_given_twice_is_refused(tmp_path):

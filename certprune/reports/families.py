@@ -7,7 +7,6 @@ ledger fills is None, and stays so up to the page.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
@@ -20,7 +19,7 @@ from certprune.reports.ledgers import LedgerView
 from certprune.reports.look import BUDGETS, NORMS, chosen_by, objective_label, percent
 from certprune.reports.read import RunView, Variant
 from certprune.reports.rows import Rate, network, ordered
-from certprune.reports.seeds import check_same_recipe, mean_rate, recipe_of
+from certprune.reports.seeds import mean_rate, recipe_of
 from certprune.reports.smoothed import accuracy_at, ledger_at, shown_radii
 
 
@@ -134,17 +133,36 @@ class Family:
 def families_of(runs: Sequence[RunView], eps: float | None = None) -> list[Family]:
     """The runs as families, in the order they came; ``eps`` for all of them (default: each recipe's own).
 
+    Runs of a family need not hold the same networks, nor certify as many images: each row counts its own seeds.
+
     Raises InputError for no runs, and for a recipe that was given twice with one seed.
     """
     if not runs:
         raise InputError("No run was given. Give run folders of one or more recipes, e.g. runs/fashion_mnist_ibp-*.")
-    groups: dict[str, list[RunView]] = {}
+    groups: list[list[RunView]] = []
     for run in runs:
-        groups.setdefault(json.dumps(recipe_of(run), sort_keys=True), []).append(run)
-    for members in groups.values():
-        check_same_recipe(members)  # equal but for the seed they are; this is about equal seeds
-    names = _titles(list(groups.values()))
-    return [_family(name, members, eps) for name, members in zip(names, groups.values(), strict=True)]
+        fitting = (members for members in groups if all(_akin(run, member) for member in members))
+        members = next(fitting, None)
+        if members is None:
+            groups.append([run])
+            continue
+        twice = next((member for member in members if member.seed == run.seed), None)
+        if twice is not None:
+            raise InputError(
+                f"'{twice.folder}' and '{run.folder}' have the same seed {run.seed}: they are no independent runs. "
+                "Leave out one."
+            )
+        members.append(run)
+    return [_family(name, members, eps) for name, members in zip(_titles(groups), groups, strict=True)]
+
+
+def _akin(run: RunView, other: RunView) -> bool:
+    """Whether two runs are one recipe's but for the seed, and networks of one name are made alike in both."""
+    one, two = recipe_of(run), recipe_of(other)
+    ours, theirs = ({v["name"]: v for v in recipe.pop("variants", [])} for recipe in (one, two))
+    for recipe in (one, two):
+        recipe.get("certify", {}).pop("count", None)
+    return one == two and all(ours[name] == theirs[name] for name in ours.keys() & theirs.keys())
 
 
 def _family(title: str, runs: list[RunView], eps: float | None) -> Family:
@@ -199,14 +217,15 @@ def _sources(runs: list[RunView], eps: float | None) -> list[Source]:
 
 
 def _table(runs: list[RunView], source: Source) -> FamilyTable:
-    networks = [(variant, label) for variant, label in ordered(runs[0]).values() if variant.name != "pretrain"]
+    fullest = max(runs, key=lambda run: len(run.variants))
+    networks = [(variant, label) for variant, label in ordered(fullest).values() if variant.name != "pretrain"]
     found = {
         variant.name: {run.seed: _figures(run.variant(variant.name), source) for run in runs} for variant, _ in networks
     }
     ledgers = [ledger for run in runs for variant in run.variants if (ledger := _ledger(variant, source)) is not None]
     gaps = [
         GapRow(_difference(first, second), first, second, _paired(found[first.name], found[second.name], source))
-        for first, second in pairs_to_compare(runs[0])
+        for first, second in pairs_to_compare(fullest)
         if second.criterion in BASELINES
     ]
     return FamilyTable(
