@@ -190,7 +190,9 @@ def write(asked, recipe, eps: float, parts) -> None:
         "## The hardest inputs",
         "",
         f"Of the first {asked.search} test images those that CROWN does not prove and 10 restarts of a 50-step attack "
-        f"do not break, the first {asked.hard} at most; {asked.seconds:g} s for each, one after the other.",
+        f"do not break, the first {asked.hard} at most; {asked.seconds:g} s for each, one after the other. Another "
+        "verifier is asked as by `certify --external`, with its default settings; its time holds its start, and it is "
+        "killed at twice the limit.",
         "",
         *table(
             ("network", "verifier", "inputs", "decided", "certified", "falsified", "seconds an input"), parts["hard"]
