@@ -86,7 +86,7 @@ def their_rows(model: nn.Module, x: Tensor, y: Tensor) -> Loss:
     bounded = lirpa.BoundedModule(model, x, device=x.device)
     bounded.train()
     label = F.one_hot(y, CLASSES)
-    others = torch.eye(CLASSES).expand(len(x), -1, -1)[label == 0].view(len(x), CLASSES - 1, CLASSES)
+    others = torch.eye(CLASSES, device=x.device).expand(len(x), -1, -1)[label == 0].view(len(x), CLASSES - 1, CLASSES)
     rows = label.unsqueeze(1) - others
 
     def loss() -> Tensor:
