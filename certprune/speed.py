@@ -74,12 +74,12 @@ class Step:
         forward = self.model.forward if wrap is None else wrap(self.model.forward)
         return partial(_through, partial(_in_bfloat16, forward) if self.speed.bf16 else forward, self.objective)
 
-    def _compiled(self, backend: str) -> Losses:
+    def _compiled(self) -> Losses:
         if not needs_bounds(self.objective):  # attacks call autograd, which cannot be compiled: the network alone is
-            return self._plain(partial(torch.compile, backend=backend, dynamic=False))
+            return self._plain(partial(torch.compile, backend=BACKEND, dynamic=False))
         objective = self.objective
         return torch.compile(
-            lambda model, x, y, progress: objective(model, x, y, progress), backend=backend, fullgraph=True
+            lambda model, x, y, progress: objective(model, x, y, progress), backend=BACKEND, fullgraph=True
         )
 
     def _compile(self, x: Tensor, y: Tensor, progress: float) -> None:
@@ -90,12 +90,10 @@ class Step:
         try:
             with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
                 if needs_bounds(self.objective):
-                    trace(self.model, tuple(x.shape[1:]))
-                    # The first value of a number is compiled in, the second makes it a variable. Which of a run's
-                    # values came first must not matter, so two are shown that cost little.
-                    for shown in (0.25, 0.75) if self.ramp else ():
-                        self._take(self._compiled("eager"), x, y, shown)
-                self.losses = self._compiled(BACKEND)
+                    if self.ramp:  # torch compiles numbers that change into guards that fail by rounding
+                        raise RuntimeError("a loss made of bounds must have an eps that stands still: ramp: false")
+                    trace(self.model, tuple(x.shape[1:]))  # cannot be done inside
+                self.losses = self._compiled()
                 self._take(self.losses, x, y, progress)
         except Exception as error:  # of many kinds, from the tracer to the C++ compiler
             self._give_up(error)

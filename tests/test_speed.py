@@ -208,9 +208,9 @@ def test_a_compiled_step_is_the_same_step(name, quick, monkeypatch):
     bounded = name == "crown_ibp"
     model, settings = network(masked=bounded, batch_norm=not bounded), ALL[name]
     twin, notes = copy.deepcopy(model), Notes()
-    step = Step(model, build_objective(settings), SpeedSettings(compile=True), True, notes)
+    step = Step(model, build_objective(settings), SpeedSettings(compile=True), not bounded, notes)
     plain = Step(twin, build_objective(settings))
-    for progress in (0.0, 0.3, 0.7):
+    for progress in (1.0,) if bounded else (0.0, 0.3, 0.7):
         for net, take in ((model, step), (twin, plain)):
             torch.manual_seed(3)
             net.zero_grad()
@@ -221,8 +221,7 @@ def test_a_compiled_step_is_the_same_step(name, quick, monkeypatch):
     assert notes.notes == [] and calls[-1] == "aot_eager" and step.compiled
 
 
-def test_a_loss_of_bounds_is_compiled_whole_with_its_numbers_as_variables(monkeypatch):
-    """A number that is compiled in until it changes would make a resumed run another one."""
+def test_a_loss_of_bounds_is_compiled_whole_where_eps_stands_still(monkeypatch):
     seen = []
 
     def spy(function, backend, fullgraph):
@@ -233,8 +232,11 @@ def test_a_loss_of_bounds_is_compiled_whole_with_its_numbers_as_variables(monkey
         return call
 
     monkeypatch.setattr(torch, "compile", spy)
-    gradients(network(), ALL["ibp"], 0.4, compile=True)
-    assert seen == [("eager", 0.25), ("eager", 0.75), ("inductor", 0.4), ("inductor", 0.4)]
+    for ramp in (True, False):
+        notes = Notes()
+        Step(network(), build_objective(ALL["ibp"]), SpeedSettings(compile=True), ramp, notes)(*batch(), 1.0)
+        assert ["ramp: false" in note for note in notes.notes] == [True] * ramp
+        assert seen == ([] if ramp else [("inductor", 1.0)] * 2)
 
 
 def test_a_step_that_cannot_be_compiled_is_taken_as_it_is_with_one_message(tmp_path, monkeypatch):
@@ -280,14 +282,14 @@ def test_a_compiled_training_resumes_to_the_bit(tmp_path, name):
         def epoch(self, number, epochs, row):
             raise KeyboardInterrupt
 
-    objective, notes = build_objective(ALL[name]), Notes()
-    whole, _ = trained(tmp_path / "whole", objective=objective, progress=notes, compile=True, epochs=3)
+    objective, notes, ramp = build_objective(ALL[name]), Notes(), name == "adversarial"
+    whole, _ = trained(tmp_path / "whole", objective=objective, progress=notes, compile=True, epochs=3, ramp=ramp)
     with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path / "cut", objective=objective, progress=Stop(), compile=True, epochs=3)
-    resumed, _ = trained(tmp_path / "cut", objective=objective, progress=notes, compile=True, epochs=3)
+        trained(tmp_path / "cut", objective=objective, progress=Stop(), compile=True, epochs=3, ramp=ramp)
+    resumed, _ = trained(tmp_path / "cut", objective=objective, progress=notes, compile=True, epochs=3, ramp=ramp)
     assert notes.notes == []
     assert all(resumed.state_dict()[name].equal(value) for name, value in whole.state_dict().items())
-    plain, _ = trained(tmp_path / "plain", objective=objective, epochs=3)
+    plain, _ = trained(tmp_path / "plain", objective=objective, epochs=3, ramp=ramp)
     assert_close(whole.state_dict(), plain.state_dict(), 2e-2)
 
 
