@@ -201,7 +201,7 @@ class Notes(Progress):
         self.notes.append(text)
 
 
-@pytest.mark.parametrize("name", ["adversarial", pytest.param("crown_ibp", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["adversarial", "crown_ibp"])
 def test_a_compiled_step_is_the_same_step(name, quick, monkeypatch):
     calls, compile_it = [], torch.compile
     monkeypatch.setattr(torch, "compile", lambda *a, **k: calls.append(k["backend"]) or compile_it(*a, **k))
