@@ -51,7 +51,7 @@ with joined(torch.device("cpu")) as among:
     data = load_data("digits")
     run_stages(run, data, torch.device("cpu"), progress=Dies())
     certify_together(run, data, torch.device("cpu"), among)
-    print("leads" if among.leads else "follows", among.size, flush=True)
+    os.write(1, f"{'leads' if among.leads else 'follows'} {among.size}\\n".encode())  # whole lines, whoever writes too
 """
 
 
