@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from certifiers.attack import attack
+from certifiers.bounds import rounding
 from certifiers.errors import InputError, UnsupportedLayer
 from certifiers.threat import Threat
 
@@ -46,6 +47,8 @@ def _bounds(method: str) -> Certifier:
         from certifiers.bounds import check_against_model, margin_lower_bounds, trace
         from certifiers.bounds.margins import bounded, margins_of
 
+        given = x.dtype
+        model, x = _trusted(model, x)
         check_against_model(trace(model, tuple(x.shape[1:])), model, x)
         network, intervals = bounded(model, x, threat, method, account_for_rounding=True)
         bounds = margins_of(method, network, intervals, y, classes=classes)
@@ -62,11 +65,19 @@ def _bounds(method: str) -> Certifier:
                 account_for_rounding=True,
             )
             bounds[close] = torch.maximum(bounds[close], rounded_down(found, x.dtype))
+        proven = rounded_down(bounds, given)
         if method == "ibp":
-            return Answer(bounds)
-        return Answer(bounds, _suspects(model, network, intervals, x, y, threat, classes & ~(bounds > 0)))
+            return Answer(proven)
+        return Answer(proven, _suspects(model, network, intervals, x, y, threat, classes & ~(bounds > 0)))
 
     return certifier
+
+
+def _trusted(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
+    """Both in double precision, where single precision is not what the account of rounding takes it for."""
+    if x.dtype == torch.float64 or rounding.single_is_single(x.device):
+        return model, x
+    return copy.deepcopy(model).double(), x.double()
 
 
 def _suspects(model, network, intervals, x: Tensor, y: Tensor, threat: Threat, open_: Tensor) -> Tensor | None:
@@ -92,7 +103,9 @@ def _suspects(model, network, intervals, x: Tensor, y: Tensor, threat: Threat, o
 
 
 def rounded_down(bounds: Tensor, dtype: torch.dtype) -> Tensor:
-    """Bounds of a wider type as such of a narrower one that still hold."""
+    """Bounds of a wider type as such of a narrower one that still hold; those of this type as they are."""
+    if bounds.dtype == dtype:
+        return bounds
     return torch.nextafter(bounds.to(dtype), bounds.new_tensor(-torch.inf, dtype=dtype))
 
 
@@ -111,13 +124,15 @@ def _alpha(model, x, y, threat, classes, deadline=None) -> Tensor:
     from certifiers.bounds.linear import crown_intervals
 
     ascent = Ascent(deadline=deadline)
+    given = x.dtype
+    model, x = _trusted(model, x)
     with torch.no_grad():
         graph = trace(model, tuple(x.shape[1:]))
         check_against_model(graph, model, x)
         network = graph.bind()
         intervals = propagate(network, Region.of(x, threat, True), account_for_rounding=True)
         intervals = crown_intervals(network, intervals, ascent.memory_mb, meet=True)
-        return alpha_margins(network, intervals, y, classes, ascent)
+        return rounded_down(alpha_margins(network, intervals, y, classes, ascent), given)
 
 
 def _lirpa(method: str) -> Certifier:

@@ -18,6 +18,7 @@ from certifiers.bounds.rounding import Tally, between, gamma
 from certifiers.errors import InputError
 from certifiers.exact import decide
 from certifiers.methods import METHODS, rounded_down
+from certifiers.radius import certify_radii
 from certifiers.verdict import Status
 
 from .random_nets import CLASSES, SHAPE, random_net
@@ -257,3 +258,32 @@ def test_the_constants_of_relaxations_are_sums_of_many_terms():
     tally = Tally((None, ReLU()), [torch.ones(1, 1000), torch.ones(1, 1000)])
     tally.passed(1, (0,), torch.full((1, 1), -50.0), {})
     assert tally.loss(torch.zeros(1, 1)).item() >= 1000 * 2.0**-24 * 50
+
+
+@pytest.mark.parametrize("method", ["ibp", "crown", "alpha-crown"])
+def test_where_single_precision_is_not_itself_double_precision_is_used(method):
+    net, x, y = some(0)
+    y = net(x).argmax(1)
+    classes = torch.ones(4, CLASSES, dtype=torch.bool).scatter(1, y[:, None], False)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        found = METHODS[method](net, x, y, LinfBall(0.001), classes, None)
+        radii = certify_radii(net, x, y, "linf", method, largest=0.01, tolerance=0.005, attack_steps=2)
+        statuses = [v.status for v in certify(net, x, y, LinfBall(0.001), method, attack_steps=2)]
+    finally:
+        torch.set_float32_matmul_precision(before)
+    plain = METHODS[method](net, x, y, LinfBall(0.001), classes, None)
+    gain = (getattr(found, "bounds", found) - getattr(plain, "bounds", plain))[classes]
+    assert gain.dtype == net[-1].weight.dtype == torch.float32
+    assert (gain > 0).all()  # double precision takes off far less
+    assert len(radii) == 4
+    assert statuses == [v.status for v in certify(net, x, y, LinfBall(0.001), method, attack_steps=2)]
+
+
+def test_a_leaf_whose_bound_is_no_number_is_not_proven(monkeypatch):
+    from certifiers.exact import tree
+
+    monkeypatch.setattr(tree, "_leaf", lambda problem, leaf: (float("nan"), None))
+    pool = tree.Domains(*(torch.ones(1, 1) for _ in range(8)))
+    assert tree._without_leaves(None, pool, None)[2] <= 0

@@ -7,7 +7,8 @@ its value is made of, over the whole region. Boxes are made wider, and backward 
 
 The claim is about the network whose weights are the floating-point numbers at hand, evaluated in exact arithmetic, and
 rests on sums of products as such: convolutions by Winograd's or Fourier's transform, and products of fewer bits
-(TF32), are outside. Numbers are taken to stay within 1e12, where underflow cannot matter; beyond, bounds are -inf.
+(TF32), are outside, so single precision is relied on only where :func:`single_is_single`. Numbers are taken to stay
+within 1e12, where underflow cannot matter; beyond, bounds are -inf.
 """
 
 from __future__ import annotations
@@ -32,6 +33,11 @@ def gamma(terms: int, dtype: torch.dtype) -> float:
     """n u / (1 - n u), u the unit roundoff, with something to spare; infinite from where it means nothing."""
     nu = (terms + _SPARE_TERMS) * torch.finfo(dtype).eps / 2
     return _SPARE * nu / (1 - nu) if nu < 0.01 else torch.inf
+
+
+def single_is_single(device: torch.device) -> bool:
+    """Whether float32 sums of products are that here: on a GPU they may be TF32 or Winograd's by default."""
+    return device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
 
 
 def size(box: Interval) -> Tensor:

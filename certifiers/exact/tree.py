@@ -156,7 +156,7 @@ def _without_leaves(problem: Reduced, pool: Domains, confirm) -> tuple[Domains, 
         value, point = _leaf(problem, pool[torch.tensor([index])])
         if point is not None and confirm(point):
             return pool, point, value
-        least = min(least, value)
+        least = min(least, value if value > 0 else -float("inf"))  # NaN proves nothing
     return pool[~leaf], None, least
 
 
