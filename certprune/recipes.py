@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from certifiers.errors import InputError
 from certprune.config import Recipe, merged_keys, trained_under_noise
 from certprune.mistakes import kind_of, one_line, sentences, show
-from certprune.stage_settings import SpeedSettings
+from certprune.stage_settings import SAME_WEIGHTS, SpeedSettings
 from certprune.variant_names import USUAL
 
 
@@ -109,7 +109,7 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
     there.
     """
     free = dict.fromkeys(("name", "output", "device", "threads", "certify", "variants"), True)
-    free["speed"] = {"channels_last", "compile"}  # rounding apart, the same weights, as on another machine
+    free["speed"] = set(SAME_WEIGHTS)
     was, now = (recipe.model_dump(mode="json", exclude=free) for recipe in (old, new))
     for recipe, content in ((old, was), (new, now)):
         content["variants"] = {v.name: v.model_dump(mode="json") for v in recipe.variants}

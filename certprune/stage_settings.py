@@ -65,6 +65,10 @@ class SpeedSettings(Settings):
     accumulate: Positive = 1
 
 
+# Of these the weights are the same, rounding apart, as on another machine; the others count as another training.
+SAME_WEIGHTS = frozenset({"channels_last", "compile"})
+
+
 class StageSettings(Settings):
     """How one stage trains.
 

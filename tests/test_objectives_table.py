@@ -195,6 +195,17 @@ def test_a_null_setting_is_the_same_recipe_as_none(tmp_path):
     assert [len(family.runs) for family in families_of([read_run(folder) for folder in folders])] == [2]
 
 
+def test_what_makes_the_same_weights_faster_is_the_same_recipe(tmp_path):
+    counts, usual = {"dense": (9, 9, 9, 9)}, {"bf16": False, "accumulate": 1}
+    speeds = [None, {**usual, "compile": True, "channels_last": False}, {**usual, "accumulate": 2, "compile": True}]
+    folders = [write(tmp_path / str(seed), counts, seed=seed) for seed in range(3)]
+    for folder, speed in zip(folders, speeds, strict=True):
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        (folder / "config.yaml").write_text(yaml.safe_dump(config | ({"speed": speed} if speed else {})))
+    found = families_of([read_run(folder) for folder in folders])
+    assert [[run.seed for run in family.runs] for family in found] == [[0, 1], [2]]
+
+
 def test_runs_of_a_family_need_not_hold_the_same_networks(tmp_path):
     whole = write(tmp_path / "0", {"dense": (10, 9, 8, 7), "score-erk-0.9": (10, 8, 6, 4)})
     part = write(tmp_path / "1", {"dense": (12, 11, 10, 9)}, seed=1, certify={"count": 7})

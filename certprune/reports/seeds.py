@@ -22,6 +22,7 @@ from certprune.reports.rows import (
     Row,
     summary_rows,
 )
+from certprune.stage_settings import SAME_WEIGHTS, SpeedSettings
 
 FREE = ("name", "seed", "output", "device", "threads")  # what may differ between runs of one recipe
 
@@ -70,9 +71,12 @@ def recipe_of(run: RunView) -> dict:
     """What has to be equal for two runs to be the same recipe: all of the config but :data:`FREE`.
 
     A key that is null counts as absent, so that a setting which came up between two runs sets them apart only
-    where it is used.
+    where it is used. Of ``speed`` only what trains other weights counts, and only where it is not the default.
     """
-    return _told({key: value for key, value in run.config.items() if key not in FREE})
+    told = _told({key: value for key, value in run.config.items() if key not in FREE})
+    usual, given = SpeedSettings().model_dump(), told.pop("speed", {})
+    speed = {key: value for key, value in given.items() if key not in SAME_WEIGHTS and value != usual.get(key)}
+    return {**told, "speed": speed} if speed else told
 
 
 def _told(value: Any) -> Any:
