@@ -98,11 +98,7 @@ class VariantSettings(Settings):
 
 
 class Recipe(Settings):
-    """A whole experiment: data, network, objective, the three stages, the variants, and what is certified.
-
-    ``sync_batch_norm``: of several processes, whether BatchNorm in training takes the statistics of the whole batch,
-    as a single process does (else each its part's own).
-    """
+    """A whole experiment: data, network, objective, the three stages, the variants, and what is certified."""
 
     name: FolderName
     seed: Whole = 0
@@ -110,7 +106,6 @@ class Recipe(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Positive | None = None
     speed: SpeedSettings = SpeedSettings()
-    sync_batch_norm: bool = False
     data: DataSettings
     model: Named
     objective: dict[str, Any]
@@ -240,12 +235,12 @@ def _checked_over(below: list[dict[str, Any]], over: dict[str, Any]) -> dict[str
 def merged(base: Any, over: Any) -> Any:
     """``over`` laid over ``base``: mappings merge key by key, anything else is replaced.
 
-    A mapping with another ``name`` (or a name where there was none) replaces the whole, since the options of one
-    thing mean nothing to another.
+    A mapping with another ``name`` replaces the whole, since the options of one thing mean nothing to
+    another.
     """
     if not (isinstance(base, dict) and isinstance(over, dict)):
         return over
-    if "name" in over and over["name"] != base.get("name"):
+    if "name" in over and "name" in base and over["name"] != base["name"]:
         return dict(over)
     return merged_keys(base, over)
 

@@ -8,7 +8,6 @@ import yaml
 from pydantic import ValidationError
 
 from certifiers.errors import InputError
-from certprune.config import merged
 from certprune.recipes import differences, dump_recipe, load_recipe, parse_recipe
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -79,12 +78,6 @@ def test_a_recipe_extends_another(tmp_path):
     assert (recipe.name, recipe.pretrain.epochs, recipe.pretrain.batch_size) == ("child", 3, 7)
     assert recipe.model.options == {"hidden": [8]}
     assert recipe.pretrain.schedule.name == "step"  # another name replaces: `final` means nothing to it
-
-
-def test_a_named_objective_replaces_changes_to_the_recipes_own():
-    robust = {"objective": {"kappa": {"end": 0.5}}}
-    assert merged(robust, {"objective": {"name": "benign"}}) == {"objective": {"name": "benign"}}
-    assert merged(robust, {"objective": {"beta": {"end": 1.0}}})["objective"].keys() == {"kappa", "beta"}
 
 
 def test_circles_of_extends_are_found(tmp_path):
