@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
     from certprune.shrinking import Shrunk, Try
 
-HEADINGS = ("Network", "Weights asked for", "Weights", "Images", "Clean", "Certified", "Keeps it")
+ASKED = "Weights asked for"  # as the network's name says
+HEADINGS = ("Network", ASKED, "Weights", "Images", "Clean", "Certified", "Keeps it")
 
 
 def percent(accuracy: Accuracy) -> str:
@@ -28,15 +29,19 @@ def _row(one: Try, found: Shrunk) -> tuple[str, ...]:
 
 
 def shrink_table(found: Shrunk) -> Table:
-    """The tries for the terminal."""
+    """The tries for a terminal of 80 columns, intervals below their values."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     title = f"Certified accuracy of {100 * found.target:g} % or more at eps {found.eps:g}, validation images"
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    table.show_edge, table.padding = False, (0, 1, 0, 0)
     for place, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="right" if 0 < place < len(HEADINGS) - 1 else "left")
+        if heading != ASKED:
+            table.add_column(heading, justify="right" if 0 < place < len(HEADINGS) - 1 else "left", overflow="fold")
     for one in found.tries:
-        table.add_row(*_row(one, found))
+        cells = dict(zip(HEADINGS, _row(one, found), strict=True))
+        table.add_row(*(cell.replace(" [", "\n[") for heading, cell in cells.items() if heading != ASKED))
     return table
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import gc
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -175,6 +177,16 @@ def test_unsupported_is_an_error_that_names_it(name):
     with pytest.raises(UnsupportedLayer, match=word) as error:
         margin_lower_bounds(net, torch.rand(2, *SHAPE), torch.tensor([0, 1]), LinfBall(0.1))
     assert "Supported are: Linear, Conv2d" in str(error.value)
+
+
+def test_tracing_a_known_network_does_not_load_torchs_compiler():
+    """fx's record of the code's lines does, which takes a second or more, and falls on the first input certified."""
+    code = (
+        "import sys, torch; from certifiers import trace; trace(torch.nn.Sequential(torch.nn.Linear(2, 2)), (2,)); "
+        "print([name for name in ('torch._dynamo', 'torch._inductor') if name in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
 
 
 def test_the_error_shows_the_source_line():

@@ -78,6 +78,7 @@ def test_shrink_finds_a_small_network_and_tests_it_once(cli, work):
     chosen = found[smallest]["variant"]
     page = (work / "shrink-0.3-eps-0.02.md").read_text()
     assert f"| {chosen} |" in page and "yes, chosen" in page and f"The smallest is {chosen}" in cli.out
+    assert "…" not in cli.out and f"\n{chosen} " in cli.out, "names in full"
     # Every try is a variant of the run like any other, certified on validation images only.
     recipe = yaml.safe_load((work / "config.yaml").read_text())
     assert {row["variant"] for row in found} <= {v["name"] for v in recipe["variants"]} and recipe["output"] == str(

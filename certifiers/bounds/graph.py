@@ -122,13 +122,14 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
     if graphs is None or graphs.owner != id(model):  # a shallow copy shares what belongs to another model
         graphs = model.__dict__[_PLACE] = _Graphs(model)
     if key not in graphs or not graphs[key].is_current():
-        graphs[key] = _trace(model, tuple(input_shape))
+        try:
+            graphs[key] = _trace(model, tuple(input_shape))
+        except UnsupportedLayer:  # once more, to say where in the code: too slow to ask for each time
+            graphs[key] = _trace(model, tuple(input_shape), sources=True)
     return graphs[key]
 
 
 class _Tracer(fx.Tracer):
-    record_stack_traces = True
-
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         return spellings.is_known(module) or super().is_leaf_module(module, qualified_name)
 
@@ -145,9 +146,10 @@ class _Recorder(fx.Interpreter):
         return super().run_node(node)
 
 
-def _trace(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
+def _trace(model: nn.Module, input_shape: tuple[int, ...], sources: bool = False) -> Graph:
     try:
         tracer = _Tracer()
+        tracer.record_stack_traces = sources
         fx_graph = tracer.trace(model)
     except Exception as error:  # fx raises many kinds for control flow it cannot follow
         raise UnsupportedLayer(
