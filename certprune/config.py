@@ -98,7 +98,11 @@ class VariantSettings(Settings):
 
 
 class Recipe(Settings):
-    """A whole experiment: data, network, objective, the three stages, the variants, and what is certified."""
+    """A whole experiment: data, network, objective, the three stages, the variants, and what is certified.
+
+    ``sync_batch_norm``: of several processes, whether BatchNorm in training takes the statistics of the whole batch,
+    as a single process does (else each its part's own).
+    """
 
     name: FolderName
     seed: Whole = 0
@@ -106,6 +110,7 @@ class Recipe(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Positive | None = None
     speed: SpeedSettings = SpeedSettings()
+    sync_batch_norm: bool = False
     data: DataSettings
     model: Named
     objective: dict[str, Any]

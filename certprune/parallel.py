@@ -3,8 +3,8 @@
 A step's gradient is the mean of the processes' gradients, each of an equal part of the batch. So where the loss is a
 mean over images, weights, scores, masks and the chosen epoch are those of one process with the same batches, to
 floating-point tolerance. Two things are not the same: random draws of an objective (noise, an attack's start) are each
-process's own, and BatchNorm and the warm-up of interval bounds see the process's part alone. Running statistics are
-averaged after each epoch.
+process's own, and the warm-up of interval bounds sees the process's part alone. So does BatchNorm, whose running
+statistics are averaged after each epoch, unless it is synchronised (batch_norm.py).
 
 Gradients are averaged here and not by DistributedDataParallel, since that acts in `forward`, which bounds do without.
 """
@@ -96,6 +96,13 @@ class World:
             _together(lambda: dist.all_gather_object(found, figures))
         return found
 
+    def all_of(self, figures: Tensor) -> Tensor:
+        """(size, *shape): every process's tensor of that shape; gradients find their way back to each."""
+        if self.size == 1:
+            return figures.unsqueeze(0)
+        ours = torch.arange(self.size, device=figures.device).eq(self.rank).to(figures.dtype)
+        return _Sum.apply(torch.tensordot(ours, figures, 0))
+
     def wait(self) -> None:
         """Return once every process is here."""
         if self.size > 1:
@@ -109,6 +116,20 @@ class World:
         flat /= self.size
         for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over the processes. Each one's loss depends on all summands, so gradients are summed up, too."""
+
+    @staticmethod
+    def forward(ctx, summand: Tensor) -> Tensor:
+        total = summand.contiguous().clone()
+        _together(lambda: dist.all_reduce(total))
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return _Sum.apply(gradient)
 
 
 def world() -> World:

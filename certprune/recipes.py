@@ -97,6 +97,8 @@ def dump_recipe(recipe: Recipe) -> str:
             del variant["objective"]
     if recipe.speed == SpeedSettings():
         del content["speed"]
+    if not recipe.sync_batch_norm:
+        del content["sync_batch_norm"]
     if recipe.certify.smoothing is None and not trained_under_noise(recipe.objective):
         del content["certify"]["smoothing"]  # the default there; where it is not, null says that it is off
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110)

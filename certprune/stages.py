@@ -11,6 +11,7 @@ asks what pruning alone finds in the pretrained weights: then nobody is finetune
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
@@ -20,6 +21,7 @@ import torch
 from torch import nn
 
 from certifiers.errors import InputError, UnsupportedLayer
+from certprune.batch_norm import synchronised
 from certprune.config import Recipe, VariantSettings
 from certprune.data.batches import Batches
 from certprune.initialisation import initialise
@@ -246,7 +248,8 @@ def _train(
         device=device,
     )
     settings = recipe.stage_objective(stage, variant)
-    result = train(model, groups, build_objective(settings), data, plan, folder, progress, masker)
+    with synchronised(model) if recipe.sync_batch_norm else contextlib.nullcontext():
+        result = train(model, groups, build_objective(settings), data, plan, folder, progress, masker)
     freeze_masks(model)
     if world().leads:
         _save(run, stage, name, model, settings, result, data)

@@ -55,14 +55,14 @@ with joined(torch.device("cpu")) as among:
 """
 
 
-def torchrun(folder: Path, processes: int, **more: str) -> subprocess.CompletedProcess:
-    """The worker above on a run folder, by that many processes of this machine."""
-    script = folder.parent / "worker.py"
-    script.write_text(WORKER)
+def torchrun(path: Path, processes: int, script: str = WORKER, **more: str) -> subprocess.CompletedProcess:
+    """A script, the worker above on a run folder unless given, by that many processes of this machine."""
+    file = path.parent / "worker.py"
+    file.write_text(script)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
     return subprocess.run(
-        [*command, str(script), str(folder)], capture_output=True, text=True, env=environment, timeout=280
+        [*command, str(file), str(path)], capture_output=True, text=True, env=environment, timeout=280
     )
 
 

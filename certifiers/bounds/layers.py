@@ -68,14 +68,19 @@ def conv_module(b, node, m, x) -> Converted:
     return _conv(b, node, x, lambda: m.weight, lambda: m.bias, m.stride, m.padding, m.dilation, m.groups)
 
 
-def _normalise(mean, var, weight, bias, eps: float, dims: int) -> Scale:
-    """BatchNorm as one scale and shift, shaped to broadcast against one sample."""
+def normalisation(mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float):
+    """BatchNorm as one scale and one shift by channel."""
     scale = torch.rsqrt(var + eps)
     if weight is not None:
         scale = scale * weight
-    moved = mean * scale
-    shift = -moved if bias is None else bias - moved
-    parts = moved.abs() if bias is None else moved.abs() + bias.abs()
+    return scale, -mean * scale if bias is None else bias - mean * scale
+
+
+def _normalise(mean, var, weight, bias, eps: float, dims: int) -> Scale:
+    """BatchNorm as one scale and shift, shaped to broadcast against one sample."""
+    scale, shift = normalisation(mean, var, weight, bias, eps)
+    moved = (mean * scale).abs()
+    parts = moved if bias is None else moved + bias.abs()
     shape = (-1,) + (1,) * (dims - 1)
     return Scale(scale.reshape(shape), shift.reshape(shape), parts.reshape(shape))
 
@@ -91,16 +96,24 @@ def batch_norm_module(b, node, m, x) -> Converted:
                 f"BatchNorm '{node.target}' is in training mode and needs the clean batch for its statistics: "
                 f"call model.eval() before bounding, or bind the graph to the clean inputs."
             )
-        axes = [0, *range(2, value.dim())]
-        mean, var = value.mean(axes), value.var(axes, unbiased=False)
-        _update_running(m, mean.detach(), var.detach(), value.numel() // value.shape[1])
+        mean, var, count = _batch_statistics(m, value)
+        update_running(m, mean.detach(), var.detach(), count)
         return _normalise(mean, var, m.weight, m.bias, m.eps, dims)
 
     return [x], build
 
 
+def _batch_statistics(m: nn.Module, value: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Mean and biased variance by channel, and of how many numbers: of ``value``, unless the layer has a method
+    ``batch_statistics`` that takes them elsewhere while it trains (from all processes, say)."""
+    if m.training and hasattr(m, "batch_statistics"):
+        return m.batch_statistics(value)
+    axes = [0, *range(2, value.dim())]
+    return value.mean(axes), value.var(axes, unbiased=False), value.numel() // value.shape[1]
+
+
 @torch.no_grad()
-def _update_running(m: nn.Module, mean: Tensor, var: Tensor, count: int) -> None:
+def update_running(m: nn.Module, mean: Tensor, var: Tensor, count: int) -> None:
     """What nn.BatchNorm's forward does to its running statistics (unbiased variance)."""
     if m.running_mean is None or not m.training:
         return

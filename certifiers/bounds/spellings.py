@@ -115,13 +115,15 @@ _IN_PLACE_FUNCTIONS = {
 
 
 def is_known(module: nn.Module) -> bool:
-    """Layers are matched by class; a subclass counts only if it leaves ``forward`` alone (parametrisations do)."""
+    """Layers are matched by class; a subclass counts only if it leaves ``forward`` alone (parametrisations do), or is
+    a BatchNorm that says by a method ``batch_statistics`` what else it does in training mode."""
     return _module_converter(module) is not None
 
 
 def _module_converter(module: nn.Module) -> Callable[..., Converted] | None:
     for kind, converter in MODULES.items():
-        if isinstance(module, kind) and type(module).forward is kind.forward:
+        own = converter is layers.batch_norm_module and hasattr(module, "batch_statistics")
+        if isinstance(module, kind) and (own or type(module).forward is kind.forward):
             return converter
     return None
 
