@@ -85,3 +85,8 @@ def synchronised(model: nn.Module) -> Iterator[None]:
     finally:
         for module, kind in zip(norms, kinds, strict=True):
             module.__class__ = kind
+
+
+def is_synchronised(model: nn.Module) -> bool:
+    """Whether ``model`` is inside :func:`synchronised`, with other processes to ask."""
+    return any(isinstance(module, _Synchronised) for module in model.modules())

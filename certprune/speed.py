@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from certifiers.bounds import trace
 from certifiers.errors import InputError
+from certprune.batch_norm import is_synchronised
 from certprune.objectives import needs_bounds
 from certprune.progress import Progress
 from certprune.stage_settings import SpeedSettings
@@ -89,6 +90,8 @@ class Step:
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         try:
             with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
+                if is_synchronised(self.model):  # one process that fails here would leave the others waiting
+                    raise RuntimeError("sync_batch_norm lets processes talk within a step")
                 if needs_bounds(self.objective):
                     if self.ramp:  # torch compiles numbers that change into guards that fail by rounding
                         raise RuntimeError("a loss made of bounds must have an eps that stands still: ramp: false")

@@ -17,8 +17,11 @@ from certprune.batch_norm import SynchronisedBatchNorm1d, synchronised
 from certprune.models import build_model
 from certprune.objectives import build_objective
 from certprune.parallel import world
+from certprune.progress import Progress
 from certprune.recipes import differences, dump_recipe, load_recipe
 from certprune.runs import open_run
+from certprune.speed import Step
+from certprune.stage_settings import SpeedSettings
 
 from .test_parallel import ROOT, alone, assert_alike, started, torchrun
 
@@ -157,6 +160,21 @@ def test_bfloat16_in_and_out_with_exact_statistics(two):
         found = layer(x)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(layer.running_mean, 0.1 * x.float().mean(0))
+
+
+def test_it_is_not_compiled(two):
+    """A process that fails to compile would leave the others waiting."""
+
+    class Notes(Progress):
+        def note(self, text):
+            assert "sync_batch_norm" in text and "goes on without" in text
+            raise KeyError
+
+    model, x = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 2)), torch.rand(3, 1, 2, 2)
+    two()
+    step = Step(model, build_objective({"name": "benign"}), SpeedSettings(compile=True), progress=Notes())
+    with pytest.raises(KeyError), synchronised(model):
+        step(x, torch.zeros(3, dtype=torch.int64), 1.0)
 
 
 def test_alone_nothing_changes():
