@@ -106,6 +106,9 @@ class Accuracy:
         low, high = proportion_confint(self.count, self.n, alpha=0.05, method="wilson")
         return float(low), float(high)
 
+    def __str__(self) -> str:
+        return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -115,6 +118,9 @@ class Summary:
     clean: Accuracy  # the clean prediction is right
     certified: Accuracy  # right and proven
     attack: Accuracy  # right and not falsified
+
+    def __str__(self) -> str:
+        return f"{self.n} images, clean {self.clean}, attack {self.attack}, certified {self.certified}"
 
 
 def summarise(verdicts: Sequence[Verdict]) -> Summary:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from certifiers.verdict import Accuracy
-
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -15,17 +13,13 @@ ASKED = "Weights asked for"  # as the network's name says
 HEADINGS = ("Network", ASKED, "Weights", "Images", "Clean", "Certified", "Keeps it")
 
 
-def percent(accuracy: Accuracy) -> str:
-    return f"{100 * accuracy.value:.1f} % [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
-
-
 def _row(one: Try, found: Shrunk) -> tuple[str, ...]:
     asked = f"{100 * one.kept:g} %"
     if one.found is None:
         return one.variant, asked, "none", "", "", "", "cannot be made"
     keeps = "yes, chosen" if one is found.chosen else "yes" if one.holds(found.target) else "no"
     held = one.found
-    return one.variant, asked, f"{one.weights:,}", f"{held.n:,}", percent(held.clean), percent(held.certified), keeps
+    return one.variant, asked, f"{one.weights:,}", f"{held.n:,}", str(held.clean), str(held.certified), keeps
 
 
 def shrink_table(found: Shrunk) -> Table:
@@ -50,7 +44,7 @@ def outcome(found: Shrunk) -> str:
     if found.chosen is None:
         measured = [one for one in found.tries if one.found is not None]
         best = max(measured, key=lambda one: one.found.certified.value, default=None)
-        said = "" if best is None else f" The nearest is {best.variant} with {percent(best.found.certified)}."
+        said = "" if best is None else f" The nearest is {best.variant} with {best.found.certified}."
         return (
             f"No network that was tried keeps {100 * found.target:g} %.{said} Lower --certified-at-least, train the "
             "run's networks for longer, or give another variant to go by with --like."
@@ -59,7 +53,7 @@ def outcome(found: Shrunk) -> str:
     return (
         f"The smallest is {found.chosen.variant} with {found.chosen.weights:,} weights. Compacted it does {less:.1f} "
         f"times fewer multiply-adds than the dense network ({found.cost.multiply_adds:,}). On {found.test.n:,} test "
-        f"images, certified once: {percent(found.test.certified)} (clean {percent(found.test.clean)})."
+        f"images, certified once: {found.test.certified} (clean {found.test.clean})."
     )
 
 

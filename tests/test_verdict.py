@@ -352,6 +352,8 @@ def test_summary_by_hand():
     assert summary.n == 10
     assert (summary.clean.count, summary.certified.count, summary.attack.count) == (7, 3, 5)
     assert (summary.clean.value, summary.certified.value, summary.attack.value) == (0.7, 0.3, 0.5)
+    said = "10 images, clean 70.0 % [39.7, 89.2], attack 50.0 % [23.7, 76.3], certified 30.0 % [10.8, 60.3]"
+    assert str(summary) == said
 
 
 def test_only_right_predictions_count_as_certified():

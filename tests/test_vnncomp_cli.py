@@ -93,7 +93,7 @@ def test_mistakes(cli, work):
     cli.refuses("export", work, "bench", "--format", "tar", saying=["--format", "vnncomp"])
     cli.refuses("export", work, "bench", "--index", "5:99999", saying=["0:", "99999"])
     cli.refuses("export", work, "bench", "--timeout", "0", saying=["--timeout"])
-    cli.refuses("verify", "no.onnx", "no.vnnlib", saying=["no.onnx"])
+    cli.refuses("verify", "no.onnx", "no.vnnlib", saying=["There is no network no.onnx"])
     cli.refuses("certify", work, "--external", "tool {onnx}", saying=["{vnnlib}", "tool {onnx}"])
     cli.refuses("certify", work, "--external", "tool {onnx} {vnnlib} {eps}", saying=["{eps}", "may hold"])
     cli.refuses("certify", work, "--external", "tool '{onnx} {vnnlib}", saying=["cannot be split"])

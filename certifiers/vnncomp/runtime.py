@@ -19,6 +19,8 @@ class Runtime:
 
     def __init__(self, path: str | Path) -> None:
         onnxruntime = need("onnxruntime")
+        if not Path(path).is_file():
+            raise InputError(f"There is no network {path}. Give the path of an ONNX file.")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3  # old files list their weights as inputs, of which every run would warn
