@@ -277,7 +277,7 @@ def test_report_errors(run, tmp_path):
         reports.read_run(run)
 
 
-def test_markdown_and_csv_hold_the_same_rows(finished):
+def test_markdown_holds_the_rows(finished):
     rows = reports.summary_rows(reports.read_run(finished), eps=0.1)
     lines = reports.markdown_table(rows).splitlines()
     assert lines[0].startswith(
@@ -285,9 +285,6 @@ def test_markdown_and_csv_hold_the_same_rows(finished):
     )
     assert len(lines) == 2 + len(rows)
     assert "| learned scores, 99 % | 99 % | 1,662 | 0.1 | 120 |" in lines[5]
-    records = list(csv.DictReader(io.StringIO(reports.csv_table(rows))))
-    assert [float(record["certified_lower"]) for record in records] == [row.certified.lower for row in rows]
-    assert records[0]["variant"] == "dense"
 
 
 def test_terminal_table_fits_eighty_columns(finished):
@@ -553,6 +550,6 @@ def test_reports_never_load_a_model():
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             for name in names:
                 assert name.split(".")[0] not in ("torch", "torchvision", "safetensors"), path
-                ours = ("reports", "storage", "variant_names")
+                ours = ("reports", "storage", "variant_names", "stage_settings")
                 allowed = (*(f"certprune.{part}" for part in ours), "certprune import reports")
                 assert not name.startswith("certprune") or name.startswith(allowed), path

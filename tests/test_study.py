@@ -1,46 +1,321 @@
-"""The ``table`` command and the page it writes: the same figures as the ledgers', and nothing left out."""
+"""The page of a study and its tables, on run folders whose figures are counted by hand."""
 
 from __future__ import annotations
 
 import csv
+import io
+import json
+import random
 
 import pytest
+import torch
+import yaml
+from torch import nn
 from typer.testing import CliRunner
 
 from certifiers.errors import InputError
+from certifiers.threat import threat
 from certprune.cli import app
-from certprune.reports import aggregate, read_run, study_page
+from certprune.reports import read_run, sections_of, write_study
+from certprune.reports.following import following
+from certprune.reports.kept_weights import kept_weights, told
+from certprune.reports.study import missing_lines
+from certprune.reports.study_csv import networks_csv
+from certprune.reports.study_tests import (
+    against_dense,
+    against_elsewhere,
+    against_magnitude,
+    against_published,
+    at_equal_budgets,
+    chosen,
+)
+from certprune.storage import write_tensors
+from certprune.unstable import unstable_units
+from tests.run_folder import config_of, sparsity_record, verdict, write_ledger
 
-from .run_folder import write_run
+IMAGES = 60
+PLANS = {
+    "dense": {"dense": True},
+    "score": {"criterion": "score", "budget": "uniform", "sparsity": 0.99},
+    "score-erk": {"criterion": "score", "budget": "erk", "sparsity": 0.99},
+    "magnitude": {"criterion": "magnitude", "budget": "uniform", "sparsity": 0.99},
+    "global": {"criterion": "magnitude", "budget": "global", "sparsity": 0.99, "schedule": "gradual"},
+    "joint": {"criterion": "joint", "budget": "global", "sparsity": 0.99, "schedule": "gradual"},
+}
+CERTIFIED = {"dense": 50, "score": 20, "score-erk": 40, "magnitude": 15, "global": 38, "joint": 45}
+
+
+def write(folder, nets, seed=0, *, plans=None, name="study", validation=None, kept=None, stop=None, **config):
+    """A run; ``nets``: how many of the 60 images each network certifies, ``validation``: in % there.
+
+    ``kept``: its weights, if others than its sparsity says. ``stop``: a network that is certified on ten images only.
+    """
+    plans = {key: {**plan, "name": key} for key, plan in (plans or PLANS).items()}
+    config = {**config_of(name, seed, eps=(0.1,)), "variants": list(plans.values()), **config}
+    config["certify"]["count"] = None
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "provenance.json").write_text(json.dumps({"stages": {"pretrain": {"seconds": 36.0}}}))
+    _stage(folder / "pretrain", 0.0, 0.5)
+    dice = random.Random(seed)
+    for key, certified in nets.items():
+        size = sparsity_record(plans[key].get("sparsity", 0.0))
+        size = {**size, "kept": kept, "weights": kept} if kept else size
+        _stage(folder / key / "finetune", size, (validation or {}).get(key, certified) / 100)
+        order = list(range(IMAGES))
+        dice.shuffle(order)
+        words = ["certified"] * certified + ["falsified"] * 3 + ["misclassified"] * IMAGES
+        rows = [verdict(i, word, 0.1, "ibp") for i, word in zip(order, words, strict=False)]
+        write_ledger(folder, key, 0.1, rows[: 10 if key == stop else None], seed=seed)
+    return read_run(folder)
+
+
+def _stage(folder, size, certified):
+    folder.mkdir(parents=True)
+    record = {"epochs": 4, "selected_epoch": 2, "seconds": 60.0, "sparsity": size or sparsity_record(0.0)}
+    (folder / "stage.json").write_text(json.dumps(record))
+    epochs = [{"epoch": epoch, "validation": {"certified_accuracy": certified * (epoch == 2)}} for epoch in (1, 2, 3)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(epoch) + "\n" for epoch in epochs))
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
+    """Three seeds of all networks, each a bit better than the last."""
     root = tmp_path_factory.mktemp("runs")
-    return [write_run(root / f"s{seed}", seed=seed, count=60) for seed in (0, 1)]
+    return [
+        write(root / f"s{seed}", {key: count + seed for key, count in CERTIFIED.items()}, seed) for seed in (0, 1, 2)
+    ]
 
 
-def test_page_holds_means_differences_and_origin(runs):
-    page = study_page([read_run(run) for run in runs], "Title", "the command")
-    assert page.startswith("# Title\n\nMade by `the command`.")
-    for row in aggregate([read_run(run) for run in runs], 0.1):
-        assert f"{100 * row.certified.value:.1f}" in page
-        assert row.label in page
-    assert "## Paired differences" in page and "2 seeds" in page
-    assert page.count("\n- seed ") == 2
+def rows_of(section, level):
+    return {row.network.name: row for row in section.groups[level]}
 
 
-def test_command_writes_markdown_and_csv(runs, tmp_path):
+def test_rows_by_sparsity_with_means_over_the_seeds(runs):
+    (section,) = sections_of(runs, 0.1)
+    assert (list(section.groups), section.seeds) == ([0.0, 0.99], (0, 1, 2))
+    rows = rows_of(section, 0.99)
+    assert rows["joint"].label == "scores and weights together, global, gradual"
+    assert rows["joint"].mean("certified") == pytest.approx(46 / IMAGES)
+    assert rows["joint"].rate("certified").lower == pytest.approx(46 / 60 - 4.302652729911275 / 60 / 3**0.5)
+    assert rows["joint"].mean("clean") == pytest.approx(49 / IMAGES)
+    assert rows["joint"].mean("validation_certified") == pytest.approx(0.46)
+    assert rows["joint"].mean("epochs") == 8 and rows["joint"].mean("unstable_units") is None
+    assert section.dense.network.name == "dense" and section.dense.mean("ibp") == pytest.approx(51 / IMAGES)
+
+
+def test_comparisons_hold_the_right_networks_against_each_other(runs):
+    (section,) = sections_of(runs, 0.1)
+
+    def pairs(question):
+        return {(row.first.network.name, row.second.network.name) for row in question(section)}
+
+    assert pairs(against_magnitude) == {("score-erk", "global"), ("joint", "global")}
+    assert pairs(against_dense) == {("score-erk", "dense"), ("joint", "dense")}
+    assert pairs(against_published) == {("joint", "score")}
+    assert pairs(at_equal_budgets) == {("score", "magnitude"), ("joint", "global")}
+    assert pairs(against_elsewhere) == set()
+
+
+def test_a_comparison_is_that_of_the_ledgers(runs):
+    (section,) = sections_of(runs, 0.1)
+    (row,) = against_published(section)
+    assert row.crossed.difference.value == pytest.approx(25 / IMAGES) and row.images == IMAGES
+    for seed, run in enumerate(runs):
+        held = [
+            {v.index for v in run.variant(name).ledger(0.1).verdicts if v.status.value == "certified"}
+            for name in ("joint", "score")
+        ]
+        assert row.seeds[seed][:3] == (seed, len(held[0] - held[1]), len(held[1] - held[0]))
+    assert row.crossed.p < 0.05 and row.adjusted == row.crossed.p  # one comparison in the table
+
+
+def test_budgets_are_chosen_on_validation_images_never_on_test_images(tmp_path):
+    validation = {"magnitude": 90, "global": 10}
+    run = write(tmp_path / "r", CERTIFIED, validation=validation)
+    (section,) = sections_of([run], 0.1)
+    assert {row.second.network.name for row in against_magnitude(section)} == {"magnitude"}
+    rows = [row for row in section.groups[0.99] if row.network.criterion == "magnitude"]
+    for path in (tmp_path / "r").glob("*/finetune/metrics.jsonl"):
+        path.unlink()
+    (section,) = sections_of([read_run(tmp_path / "r")], 0.1)
+    assert against_magnitude(section) == []  # nothing to choose by, so nothing is chosen
+    assert chosen(rows[:1]) is rows[0] and chosen([]) is None
+
+
+def test_one_seed_is_tested_over_its_images_alone(tmp_path):
+    (section,) = sections_of([write(tmp_path / "r", CERTIFIED)], 0.1)
+    for row in against_dense(section):
+        assert row.crossed.p is None and row.adjusted is None and row.crossed.difference.lower is None
+        assert len(row.seeds) == 1 and 0 <= row.seeds[0].p <= 1
+
+
+def test_what_is_missing_is_said_and_is_never_a_zero(runs, tmp_path):
+    fewer = {key: plan for key, plan in PLANS.items() if key != "score"}
+    part = write(tmp_path / "part", {"dense": 50, "joint": 40, "score-erk": 9}, 3, plans=fewer, stop="score-erk")
+    out = tmp_path / "page.md"
+    write_study([*runs, part], out, "T", "c", 0.1)
+    page = out.read_text()
+    (section,) = sections_of([*runs, part], 0.1)
+    assert list(rows_of(section, 0.99)["score-erk"].nets) == [0, 1, 2]
+    assert "| 3 of 4 |" in page and "| 4 of 4 |" in page
+    assert "- part: training has not begun: magnitude, global.\n" in page
+    assert "- part: not in this run's recipe: score.\n" in page
+    assert "- part: at eps 0.1 only 10 of 60 images are decided: score-erk.\n" in page
+    assert "| – |" in page  # unstable units were not counted
+    assert not any("| 0.0 |" in line for line in page.splitlines() if line.endswith("of 4 |"))
+
+
+def test_best_of_a_sparsity_is_bold_and_only_among_those_with_most_seeds(runs, tmp_path):
+    more = {"winner": {"criterion": "score", "budget": "global", "sparsity": 0.99}}
+    lucky = write(tmp_path / "lucky", {**CERTIFIED, "winner": 60}, 4, plans={**PLANS, **more})
+    out = tmp_path / "page.md"
+    write_study([*runs, lucky], out, "T", "c", 0.1)
+    bold = [line for line in out.read_text().splitlines() if "**" in line and line.startswith("|")]
+    assert len(bold) == 1 and bold[0].startswith("| scores and weights together, global, gradual |")
+    assert "**76.2** [" in bold[0]
+
+
+def test_a_small_dense_network_stands_where_as_many_weights_are_left(runs, tmp_path):
+    weights = sparsity_record(0.99)["kept"]
+    small = write(
+        tmp_path / "small",
+        {"dense": 30},
+        plans={"dense": {"dense": True}},
+        name="small",
+        kept=weights,
+        model={"name": "cnn_small", "width": 0.1},
+    )
+    (section,) = sections_of([*runs, small], 0.1)
+    row = section.groups[0.99][-1]
+    assert (row.small, row.label) == (True, "dense from the start, cnn_small (width 0.1)")
+    assert section.dense.network.name == "dense" and not section.dense.small
+    (line,) = [row for row in csv.DictReader(io.StringIO(networks_csv([section], 0.1))) if "width" in row["model"]]
+    assert (line["kept"], line["recipe"]) == (str(weights), "small")
+
+
+def test_more_networks_of_one_recipe_in_further_runs(runs, tmp_path):
+    plans = {"joint": PLANS["joint"], "snip": {"criterion": "snip", "budget": "global", "sparsity": 0.99}}
+    parts = write(tmp_path / "parts", {"joint": 5, "snip": 30}, plans=plans, name="study_parts")
+    (section,) = sections_of([*runs, parts], 0.1)
+    rows = rows_of(section, 0.99)
+    assert {row.recipe for row in rows.values()} == {0} and list(rows["snip"].nets) == [0]
+    assert rows["joint"].each("certified") == [count / IMAGES for count in (45, 46, 47)]  # from the first of the two
+    lines = missing_lines([*runs, parts])
+    assert lines == ["s1: not in this run's recipe: snip.", "s2: not in this run's recipe: snip."]
+
+
+def test_another_architecture_is_a_section_of_its_own(runs, tmp_path):
+    large = write(tmp_path / "large", CERTIFIED, model={"name": "cnn_large"})
+    assert [section.model for section in sections_of([*runs, large], 0.1)] == ["cnn_small", "cnn_large"]
+
+
+@pytest.mark.parametrize("loss", [{"name": "benign"}, {"kappa": {"end": 1}}], ids=["name", "share"])
+def test_masks_by_another_loss_are_told_apart_and_tested(loss, runs, tmp_path):
+    plans = {"score-erk": PLANS["score-erk"], "magnitude": PLANS["magnitude"]}
+    benign = [
+        write(
+            tmp_path / f"b{seed}",
+            {"score-erk": 12, "magnitude": 12},
+            seed,
+            plans=plans,
+            name="benign",
+            prune={"epochs": 4, "objective": loss},
+        )
+        for seed in (0, 1, 2)
+    ]
+    (section,) = sections_of([*runs, *benign], 0.1)
+    (row,) = against_elsewhere(section)
+    assert row.second.label == "learned scores (benign), ERK" and row.first.label == "learned scores, ERK"
+    assert row.crossed.difference.value == pytest.approx(29 / IMAGES)
+    assert {row.second.network.name for row in against_magnitude(section)} == {"global"}
+    again = [row for row in section.groups[0.99] if row.label == "least magnitude, uniform (benign)"]
+    assert len(again) == 1 and not again[0].elsewhere  # it looks at weights that were pretrained for the robust loss
+    if "kappa" in loss:
+        return
+    write_study([*runs, *benign], tmp_path / "p.md", "T", "c", 0.1)
+    page = (tmp_path / "p.md").read_text()
+    assert "knows nothing of robustness" in page and "are certified on +48.3 to +48.3 points more" in page
+
+
+def test_sentence_about_clean_accuracy_says_what_the_figures_say(runs):
+    (section,) = sections_of(runs, 0.1)
+    certified, attack = following(section)
+    assert certified.points == 15 and certified.pearson.value == pytest.approx(1.0)  # clean is certified and three more
+    assert certified.sentence.startswith("Certified accuracy follows clean accuracy closely")
+    assert attack.spread == pytest.approx(0.0, abs=1e-9)
+
+
+def test_kept_weights_by_hand(tmp_path):
+    run = write(tmp_path / "r", CERTIFIED, plans={**PLANS, "magnitude": {**PLANS["magnitude"], "budget": "erk"}})
+    weights = {"conv1.weight": torch.tensor([[1.0, -2.0], [3.0, -4.0]]), "conv1.bias": torch.zeros(2)}
+    write_tensors(run.folder / "pretrain" / "model.safetensors", weights)
+    for name, kept in {"score-erk": [[1, 0], [0, 1]], "magnitude": [[0, 0], [1, 1]]}.items():
+        masks = {"conv1.weight": torch.tensor(kept, dtype=torch.bool)}
+        write_tensors(run.folder / name / "prune" / "masks.safetensors", masks)
+    found = kept_weights(sections_of([run], 0.1)[0])
+    assert found.weights["conv1"].tolist() == [1.0, -2.0, 3.0, -4.0]
+    assert found.overlap("score") == 0.5
+    assert found.typical("magnitude") == pytest.approx(3.5 / found.weights["conv1"].std())
+    assert "magnitude keeps 50 %" in told(found) and "ERK budget, seed 0" in told(found)
+    files = write_study([run], tmp_path / "page.md", "T", "c", 0.1)
+    assert tmp_path / "page-weights.png" in files
+    (run.folder / "pretrain" / "model.safetensors").write_bytes(b"damaged")
+    assert kept_weights(sections_of([run], 0.1)[0]) is None
+
+
+def test_unstable_units_by_hand():
+    """Two inputs in [0.4, 0.6]: units x1 - 0.5 and x1 - x2 may be of either sign, x1 + 1 and -x2 may not."""
+    first, last = nn.Linear(2, 4), nn.Linear(4, 2)
+    with torch.no_grad():
+        first.weight.copy_(torch.tensor([[1.0, 0], [1, -1], [1, 0], [0, -1]]))
+        first.bias.copy_(torch.tensor([-0.5, 0, 1, 0]))
+    model = nn.Sequential(nn.Flatten(), first, nn.ReLU(), last).eval()
+    x = torch.full((3, 1, 1, 2), 0.5)
+    found = unstable_units(model, x, threat("linf", 0.1))
+    assert (found.mean, found.units) == (2.0, 4)
+    x[0] = 0.9  # there only x1 - x2 is unstable
+    assert unstable_units(model, x, threat("linf", 0.1)).mean == pytest.approx(5 / 3)
+
+
+def test_command_writes_page_tables_and_pictures(runs, tmp_path):
     out = tmp_path / "table.md"
-    result = CliRunner().invoke(app, ["table", *map(str, runs), "--eps", "0.1", "--title", "T", "-o", str(out)])
+    folders = [str(run.folder) for run in runs]
+    result = CliRunner().invoke(app, ["table", *folders, "--title", "Heading", "--unstable", "0", "-o", str(out)])
     assert result.exit_code == 0, result.output
-    assert out.read_text().startswith("# T\n")
+    page = out.read_text()
+    assert page.startswith("# Heading\n\nMade by `") and page.count("\n- seed ") == 3
+    for picture in ("table-clean.png",):
+        assert f"]({picture})" in page and (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+    assert "Learned scores in one shot" in page and "McNemar" in page and "table-certified" not in page
     rows = list(csv.DictReader(out.with_suffix(".csv").open()))
-    expected = aggregate([read_run(run) for run in runs], 0.1)
-    assert [float(row["certified"]) for row in rows] == [row.certified.value for row in expected]
+    assert len(rows) == 3 * len(CERTIFIED)
+    joint = [row for row in rows if row["network"] == "joint"]
+    assert [float(row["certified"]) for row in joint] == [count / IMAGES for count in (45, 46, 47)]
+    assert {row["unstable_units"] for row in rows} == {""} and {row["how"] for row in joint} == {"gradual"}
+    tests = list(csv.DictReader((tmp_path / "table-tests.csv").open()))
+    assert len(tests) == 2 + 2 + 1 + 2 and all(0 <= float(row["p_holm"]) <= 1 for row in tests)
 
 
-def test_runs_of_different_recipes_are_refused(runs, tmp_path):
-    other = write_run(tmp_path / "other", seed=2, count=60, eps=(0.1,))
-    with pytest.raises(InputError, match="certify"):
-        study_page([read_run(runs[0]), read_run(other)], "T", "c")
+def test_networks_without_weights_have_no_count_of_unstable_units(runs, tmp_path):
+    result = CliRunner().invoke(app, ["table", str(runs[0].folder), "-o", str(tmp_path / "t.md")])
+    assert result.exit_code == 0 and "Unstable units of" in result.output
+    assert "| – |" in (tmp_path / "t.md").read_text()
+
+
+def test_pictures_need_something_to_draw(tmp_path):
+    plans = {"dense": PLANS["dense"], **{f"joint-{s}": {**PLANS["joint"], "sparsity": s} for s in (0.9, 0.95, 0.99)}}
+    run = write(tmp_path / "r", dict(zip(plans, (50, 49, 48, 40), strict=True)), plans=plans)
+    files = {path.name for path in write_study([run], tmp_path / "p.md", "T", "c", 0.1)}
+    assert files == {"p.md", "p.csv", "p-tests.csv", "p-certified.png", "p-clean.png"}
+    alone = write(tmp_path / "a", {"dense": 50}, plans={"dense": PLANS["dense"]})
+    assert {path.name for path in write_study([alone], tmp_path / "a.md", "T", "c", 0.1)} == {"a.md", "a.csv"}
+
+
+def test_refusals(runs, tmp_path):
+    result = CliRunner().invoke(app, ["table", str(runs[0].folder), "--eps", "0.3"])
+    assert result.exit_code == 2 and "no network certified at eps 0.3" in " ".join(result.output.split())
+    with pytest.raises(InputError, match="same seed 0"):
+        sections_of([runs[0], runs[0]], 0.1)
+    with pytest.raises(InputError, match="Give a .md name"):
+        write_study(runs, tmp_path / "x.csv", "T", "c", 0.1)

@@ -141,29 +141,61 @@ def report(
 
 @app.command()
 def table(
-    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs of one recipe with different seeds.")],
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Runs of one or more recipes, with one or more seeds each.")
+    ],
     eps: Annotated[str | None, typer.Option(help="Which eps to show. Default: the recipe's own.")] = None,
     title: Annotated[str, typer.Option(help="The page's heading.")] = "Certified accuracy",
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="A Markdown file; a CSV goes beside it.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="A Markdown file; CSVs and pictures go beside it.")
+    ] = None,
+    unstable: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Count unstable units around so many images, for -o; 0: do not.")
+    ] = 100,
 ) -> None:
-    """Means over seeds with 95 % intervals, and paired differences; as Markdown and CSV with -o."""
+    """Networks by sparsity, means over seeds; with -o a page: paired tests, correlations, pictures, CSVs."""
     from certprune.provenance import command_line
-    from certprune.reports import aggregate, csv_table, read_run, rich_table, study_page
-    from certprune.storage import write_text
+    from certprune.reports import read_run, rich_table, sections_of, write_study
 
     runs = [read_run(folder) for folder in folders]
-    radius = None if eps is None else chosen_radius(eps)
-    rows = aggregate(runs, runs[0].main_eps if radius is None else radius)
-    if not rows:
+    known = (run.main_eps for run in runs if run.main_eps is not None)
+    radius = next(known, None) if eps is None else chosen_radius(eps)
+    sections = [] if radius is None else sections_of(runs, radius)
+    if not sections:
         raise InputError(
             f"{folders[0]} has no network certified at {'any eps' if radius is None else f'eps {radius:g}'}. Certify "
             "first (certprune certify RUN), or, for radii by smoothing, use certprune compare."
         )
-    console().print(rich_table(rows))
+    for section in sections:
+        console().print(rich_table(section.rows, f"{section.title}, eps {radius:g}; 95 % intervals in brackets"))
     if out is not None:
-        write_text(out, study_page(runs, title, command_line(), radius))
-        write_text(out.with_suffix(".csv"), csv_table(rows))
-        console().print(f"Table: {out}, {out.with_suffix('.csv')}", soft_wrap=True)
+        counts = _unstable(sections, radius, unstable) if unstable else {}
+        for path in write_study(runs, out, title, command_line(), radius, counts):
+            console().print(f"Wrote {path}", soft_wrap=True)
+
+
+def _unstable(sections: Sequence[Any], eps: float, images: int) -> dict[tuple[str, str], float]:
+    """The mean number of unstable units by run folder and network, of those whose weights and images are here."""
+    from certprune.cli.sessions import recipe_data
+    from certprune.runs import open_run
+    from certprune.unstable import unstable_in_run
+
+    named: dict[Path, list[str]] = {}
+    for net in (net for section in sections for row in section.rows for net in row.nets.values()):
+        named.setdefault(net.run.folder, []).append(net.variant.name)
+    found: dict[tuple[str, str], float] = {}
+    data: dict[str, Any] = {}
+    for folder, names in named.items():
+        try:
+            work = open_run(folder)
+            key = f"{work.recipe.data!r} {work.recipe.seed}"
+            data[key] = data.get(key) or recipe_data(work.recipe)
+            counted = unstable_in_run(work, names, eps, data[key], images)
+        except InputError as error:
+            console().print(f"[yellow]Unstable units of {folder} are left out:[/yellow] {error}", soft_wrap=True)
+            continue
+        found |= {(str(folder), name): units.mean for name, units in counted.items()}
+    return found
 
 
 @app.command()

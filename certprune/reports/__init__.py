@@ -10,12 +10,12 @@ from certprune.reports.read import read_run
 from certprune.reports.rows import summary_rows
 from certprune.reports.seeds import aggregate
 from certprune.reports.smoothed_rows import smoothed_rows
-from certprune.reports.study import study_page
-from certprune.reports.tables import csv_table, html_table, markdown_table, rich_table
+from certprune.reports.study import write_study
+from certprune.reports.study_rows import sections_of
+from certprune.reports.tables import html_table, markdown_table, rich_table
 
 __all__ = [
     "aggregate",
-    "csv_table",
     "differences",
     "families_csv",
     "families_of",
@@ -25,9 +25,10 @@ __all__ = [
     "read_curves",
     "read_run",
     "rich_table",
+    "sections_of",
     "smoothed_rows",
-    "study_page",
     "summary_rows",
     "write_curves",
     "write_report",
+    "write_study",
 ]

@@ -141,7 +141,7 @@ def families_of(runs: Sequence[RunView], eps: float | None = None) -> list[Famil
         raise InputError("No run was given. Give run folders of one or more recipes, e.g. runs/fashion_mnist_ibp-*.")
     groups: list[list[RunView]] = []
     for run in runs:
-        fitting = (members for members in groups if all(_akin(run, member) for member in members))
+        fitting = (members for members in groups if all(akin(run, member) for member in members))
         members = next(fitting, None)
         if members is None:
             groups.append([run])
@@ -156,7 +156,7 @@ def families_of(runs: Sequence[RunView], eps: float | None = None) -> list[Famil
     return [_family(name, members, eps) for name, members in zip(_titles(groups), groups, strict=True)]
 
 
-def _akin(run: RunView, other: RunView) -> bool:
+def akin(run: RunView, other: RunView) -> bool:
     """Whether two runs are one recipe's but for the seed, and networks of one name are made alike in both."""
     one, two = recipe_of(run), recipe_of(other)
     ours, theirs = ({v["name"]: v for v in recipe.pop("variants", [])} for recipe in (one, two))
@@ -253,12 +253,12 @@ def _figures(variant: Variant | None, source: Source) -> dict[str, float] | None
     if source.kind == "bounds":
         summary = ledger.summary
         figures = {name: getattr(summary, name).value for name in ("clean", "attack", "certified")}
-        return figures | _by_ibp(ledger) | {"n": summary.n}
+        return figures | by_ibp(ledger) | {"n": summary.n}
     figures = {m.key: accuracy_at(ledger, m.radius).value for m in source.measures}
     return figures | {"n": len(ledger.verdicts)}
 
 
-def _by_ibp(ledger: LedgerView) -> dict[str, float]:
+def by_ibp(ledger: LedgerView) -> dict[str, float]:
     """The share that interval bounds alone certify; known only where they came first, and so saw every image."""
     if ledger.method.split("+")[0] != "ibp":
         return {}

@@ -47,13 +47,7 @@ def curve_figure(curves: Sequence[Curve], size: tuple[float, float] = (7.2, 4.2)
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None, symbol=" %"))
     axes.set_xlabel(distance_label(curves), color=INK)
     axes.set_title("Certified accuracy", loc="left", fontsize=11, color=INK)
-    axes.grid(axis="y", color="#e3e5ea", linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(QUIET)
-    axes.tick_params(colors=INK, length=0, labelsize=9)
-    axes.tick_params(axis="x", length=3, color=QUIET)
+    dress(axes)
     grid = sorted({point.eps for curve in curves for point in curve.points})
     if len(grid) <= 8 and not stepped:
         axes.set_xticks(grid, [f"{eps:g}" for eps in grid])
@@ -65,6 +59,17 @@ def curve_figure(curves: Sequence[Curve], size: tuple[float, float] = (7.2, 4.2)
         where = {"beside": "outside right upper", "below": "outside lower left"}[place]
         figure.legend(loc=where, ncols=columns, frameon=False, fontsize=9, labelcolor=INK, handlelength=3)
     return figure
+
+
+def dress(axes) -> None:
+    """The look that all charts share: light horizontal lines, and a frame of the lower axis alone."""
+    axes.grid(axis="y", color="#e3e5ea", linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(QUIET)
+    axes.tick_params(colors=INK, length=0, labelsize=9)
+    axes.tick_params(axis="x", length=3, color=QUIET)
 
 
 def write_curves(paths: Sequence[str | Path], out: str | Path, norm: str | None = None) -> list[Path]:

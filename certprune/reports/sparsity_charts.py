@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from certprune.reports.look import LIGHT, NORMS, Style, percent, ticks
-from certprune.reports.plot import INK, QUIET
+from certprune.reports.plot import INK, dress
 from certprune.reports.read import RunView
 from certprune.reports.rows import Rate
 from certprune.reports.sparsity import Panel, SparsityLine, line_styles, sparsity_lines, sparsity_panels
@@ -173,10 +173,4 @@ def _dress(axes, lines: Sequence[SparsityLine], panel: Panel) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None, symbol=" %"))
     axes.set_title(panel.title, loc="left", fontsize=11, color=INK)
     axes.set_xlabel("weights removed", color=INK)
-    axes.grid(axis="y", color="#e3e5ea", linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(QUIET)
-    axes.tick_params(colors=INK, length=0, labelsize=9)
-    axes.tick_params(axis="x", length=3, color=QUIET)
+    dress(axes)

@@ -1,9 +1,6 @@
-"""Every table as rich, Markdown, CSV or HTML text, from rows of any type that has ``columns``."""
+"""Every table as rich, Markdown or HTML text, from rows of any type that has ``columns``."""
 
-import csv
-import io
 from collections.abc import Sequence
-from dataclasses import asdict
 from html import escape
 from typing import Any
 
@@ -60,28 +57,6 @@ def markdown_table(rows: Sequence[Any], columns: Sequence[Column] | None = None)
     lines = [[column.heading for column in columns], ["---" if column.left else "---:" for column in columns]]
     lines += [[f"{main} {note}".strip().replace("|", "\\|") for main, note in _cells(row, columns)] for row in rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def csv_table(rows: Sequence[Any]) -> str:
-    """All fields of the rows at full precision; a rate takes three columns: name, name_lower, name_upper."""
-    if not rows:
-        return ""
-    records = [_flat(row) for row in rows]
-    out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(records[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return out.getvalue()
-
-
-def _flat(row: Any) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in asdict(row).items():
-        if isinstance(value, dict):  # a Rate
-            flat |= {key: value["value"], f"{key}_lower": value["lower"], f"{key}_upper": value["upper"]}
-        else:
-            flat[key] = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
-    return flat
 
 
 def html_table(rows: Sequence[Any], hide: Sequence[str] = ()) -> str:
