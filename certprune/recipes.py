@@ -66,14 +66,14 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises :class:`InputError` with every mistake there is.
     """
     path = Path(path)
-    content = _read(path, ())
+    return parse_recipe(_read(path, ()), str(path), overrides)
+
+
+def parse_recipe(content: dict[str, Any], source: str = "the recipe", overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe that ``content`` describes, with ``overrides`` laid over it in place; ``source`` stands first in the
+    error's message."""
     for override in overrides:
         _override(content, override)
-    return parse_recipe(content, str(path))
-
-
-def parse_recipe(content: dict[str, Any], source: str = "the recipe") -> Recipe:
-    """The recipe that ``content`` describes; ``source`` stands first in the error's message."""
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:

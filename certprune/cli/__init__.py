@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from certprune.cli import certifying, compacting, looking, merging, running, smoothing, vnncomp  # noqa: F401 (commands)
+from certprune.cli import certifying, compacting, importing, looking, merging, running, smoothing, vnncomp  # noqa: F401 (commands)
 from certprune.cli.app import app
 
 __all__ = ["app", "main"]

@@ -6,7 +6,6 @@ the weights with the largest absolute scores. Nothing in the file is executed.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from certifiers.errors import InputError
+from certprune.exchange.states import read_checkpoint, state_of
 from certprune.models import build_model
 from certprune.registry import unknown_name
 
@@ -47,44 +47,35 @@ def load_hydra(
         path: the checkpoint (`model_best.pth.tar`), or its dense form (`model_best_dense.pth.tar`).
         keep: HYDRA's k, the fraction of weights that each layer keeps: 0.1 for "90 % pruned", 1.0 for a pretrained
             network. A masked checkpoint does not hold it, so it must be given; a dense one has no scores to rank.
-        arch: HYDRA's name of the architecture (:data:`ARCHITECTURES`); None takes the file's.
+        arch: HYDRA's name of the architecture (:data:`ARCHITECTURES`), or ours; None takes the file's.
         options: of :func:`build_model`; HYDRA normalises ImageNet alone (`mean`, `std`).
 
     Raises:
         InputError: a file that is no such checkpoint, or holds anything but tensors and plain values; an unknown
             architecture; a network of other shapes; a `keep` that is missing or outside (0, 1].
     """
-    content = _read(Path(path))
-    name = arch or content.get("arch")
-    if name not in ARCHITECTURES:
-        raise unknown_name("architecture of HYDRA", name, ARCHITECTURES, more=". Give it as arch=")
-    state = {key.removeprefix("module."): value for key, value in content["state_dict"].items()}
-    model = build_model(ARCHITECTURES[name], input_shape, classes, **options)
+    told, state = _read(Path(path))
+    name = arch or told
+    ours = name if name in ARCHITECTURES.values() else ARCHITECTURES.get(name)
+    if ours is None:
+        raise unknown_name("architecture of HYDRA", name, ARCHITECTURES, more=". Give it as arch= (--model)")
+    model = build_model(ours, input_shape, classes, **options)
     weights = _plain_weights(state, keep, path)
-    ours = {key: value for key, value in model.state_dict().items() if not key.startswith("normalise.")}
+    own = {key: value for key, value in model.state_dict().items() if not key.startswith("normalise.")}
     theirs = {key: value for key, value in weights.items() if not key.startswith(UNUSED)}
-    _check_alike(ours, theirs, name, path)
-    renamed = dict(zip(ours, theirs.values(), strict=True))
+    _check_alike(own, theirs, name, path)
+    renamed = dict(zip(own, theirs.values(), strict=True))
     model.load_state_dict({**model.state_dict(), **renamed})
     return model.eval()
 
 
-def _read(path: Path) -> Mapping:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise InputError(f"There is no checkpoint {path}. Give the path of one of HYDRA's files.") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"{path} cannot be read as tensors and plain values ({reason}). Nothing in it was executed. Get the file "
-            "again; if you trust it, load it yourself and save {'arch': ..., 'state_dict': ...} alone."
-        ) from error
-    state = content.get("state_dict") if isinstance(content, Mapping) else None
-    tensors = isinstance(state, Mapping) and all(isinstance(value, Tensor) for value in state.values())
-    if not tensors or not state:
+def _read(path: Path) -> tuple[str | None, dict[str, Tensor]]:
+    """The name of the architecture, where it is there, and the tensors."""
+    content = read_checkpoint(path)
+    state = state_of(content)
+    if state is None:
         raise InputError(f"{path} is none of HYDRA's checkpoints: it should be a dict with tensors under state_dict.")
-    return content
+    return content.get("arch"), state
 
 
 def _plain_weights(state: Mapping[str, Tensor], keep: float | None, path: str | Path) -> dict[str, Tensor]:
