@@ -16,6 +16,7 @@ import certprune
 from certifiers.errors import InputError
 from certprune import runs
 from certprune.cli import main
+from certprune.cli.app import ORDER
 from certprune.progress import make_progress
 from tests.commands import ONE_EPOCH, ROOT, SMOKE, VARIANTS, smoke_run
 
@@ -38,6 +39,14 @@ def contents(folder):
 
 
 # --- commands that work ------------------------------------------------------------------------------------------
+
+
+def test_the_list_of_commands_is_in_the_order_of_work_with_no_line_cut_off(cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli("--help") == 0
+    listed = cli.out.split("Commands:\n")[1]
+    assert tuple(line.split()[0] for line in listed.strip().splitlines()) == ORDER
+    assert "..." not in listed
 
 
 def test_help_needs_no_torch():

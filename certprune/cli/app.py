@@ -9,9 +9,21 @@ from typer.core import TyperGroup
 
 from certifiers.errors import InputError, SoundnessError
 
+ORDER = (
+    *("run", "demo", "import", "certify", "merge", "smooth", "compact", "shrink", "export", "verify"),
+    *("report", "curve", "table", "compare", "datasets", "models", "doctor"),
+)
+
 
 class Commands(TyperGroup):
-    """Input errors become a red paragraph and exit code 2; Ctrl-C a word on how to go on, and 130."""
+    """Input errors become a red paragraph and exit code 2; Ctrl-C a word on how to go on, and 130.
+
+    Commands are listed as one needs them; what :data:`ORDER` has not comes last.
+    """
+
+    def list_commands(self, context: Any) -> list[str]:
+        names = super().list_commands(context)
+        return sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
 
     def invoke(self, context: Any) -> Any:
         try:

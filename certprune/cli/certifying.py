@@ -19,15 +19,16 @@ from certprune.cli.sessions import Session, session
 def certify(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, e.g. runs/demo.")],
     method: Annotated[
-        list[str] | None, typer.Option(help="Repeat to try several, cheapest first. Default: the recipe's.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Repeat to try several, cheapest first. Default: the recipe's."),
     ] = None,
     eps: Annotated[
         list[str] | None,
-        typer.Option(help="In pixel units, 0.1 or 2/255; repeat for several. Default: the recipe's."),
+        typer.Option(metavar="EPS", help="In pixel units, 0.1 or 2/255; repeat for several. Default: the recipe's."),
     ] = None,
     variant: Annotated[
         list[str] | None,
-        typer.Option(help="Repeat for several; 'pretrain' too. Default: the recipe's variants."),
+        typer.Option(metavar="NAME", help="Repeat for several; 'pretrain' too. Default: the recipe's variants."),
     ] = None,
     network: Annotated[
         list[Path] | None,
@@ -56,7 +57,7 @@ def certify(
         float, typer.Option(help="Seconds the external verifier has for each image; more is ended by force.")
     ] = 60.0,
 ) -> None:
-    """Decide images of a run's networks, into its ledgers; skips what is decided, goes on after a cut."""
+    """Decide images of a run's networks, into its ledgers. Skips what is decided, goes on after a cut."""
     from certprune.runs import open_run
     from certprune.subjects import chosen_networks
 
@@ -119,7 +120,7 @@ def curve(
         str | None, typer.Option(help="Show radii by smoothing as what they imply in this norm: linf, l2 or l1.")
     ] = None,
 ) -> None:
-    """Draw certified accuracy against eps, of one or more ledgers; writes the figures beside it as CSV."""
+    """Draw certified accuracy against eps, of one or more ledgers. Writes the figures beside it as CSV."""
     from certprune.reports import write_curves
 
     if norm not in (None, "linf", "l2", "l1"):
@@ -133,7 +134,7 @@ def report(
     folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="One or more run folders.")],
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Where to write the page.")] = None,
 ) -> None:
-    """Write one self-contained HTML page: tables, curves, per-layer sparsity, provenance."""
+    """Write one self-contained HTML page: tables, curves, provenance."""
     from certprune.reports import write_report
 
     console().print(f"Report: {write_report(folders, out)}", soft_wrap=True)
@@ -153,7 +154,7 @@ def table(
         int, typer.Option(min=0, metavar="N", help="Count unstable units around so many images, for -o; 0: do not.")
     ] = 100,
 ) -> None:
-    """Networks by sparsity, means over seeds; with -o a page: paired tests, correlations, pictures, CSVs."""
+    """Networks by sparsity, means over seeds. With -o a page: paired tests, correlations, pictures, CSVs."""
     from certprune.provenance import command_line
     from certprune.reports import read_run, rich_table, sections_of, write_study
 
@@ -209,7 +210,7 @@ def compare(
     budget: Annotated[str, typer.Option(help="The budget it compares them under.")] = "uniform",
     title: Annotated[str, typer.Option(help="The page's heading.")] = "Objectives side by side",
 ) -> None:
-    """Several recipes side by side: means over seeds, dense and pruned, learned scores minus magnitude."""
+    """Several recipes side by side, means over seeds. Dense and pruned, learned scores minus magnitude."""
     from certprune.provenance import command_line
     from certprune.pruning import BUDGETS
     from certprune.registry import look_up
@@ -238,14 +239,8 @@ def _say(path: Path) -> None:
     header, verdicts = read_ledger(path)
     if not verdicts:  # no time was left for it, or an external verifier said nothing; why is said elsewhere
         return
-    found = summarise(verdicts)
-    figures = (f"{word} {_percent(getattr(found, word))}" for word in ("clean", "attack", "certified"))
-    console().print(f"{path}: {found.n} images, {', '.join(figures)}", soft_wrap=True)
+    console().print(f"{path}: {summarise(verdicts)}", soft_wrap=True)
     console().print(stage_table(LedgerView(path, header, verdicts)))
-
-
-def _percent(accuracy: Any) -> str:
-    return f"{100 * accuracy.value:.1f} % [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
 
 
 def _check_methods(methods: list[str] | None) -> None:

@@ -31,7 +31,7 @@ def compact(
         typer.Option(help="How units are bounded over [0, 1]^d: crown, or ibp. Default: crown if it is quick."),
     ] = None,
 ) -> None:
-    """Remove what a pruned network does not need: the same outputs everywhere, from a smaller and faster network."""
+    """Remove what a pruned network does not need. The same outputs everywhere, from a smaller and faster network."""
     from certifiers.fingerprint import model_hash
     from certprune.compact import compact as compacted
     from certprune.compact import cost_of, write_compacted
@@ -67,7 +67,7 @@ def shrink(
     within: Annotated[float, typer.Option(help="Stop once a network this many times smaller, or nearer, fails.")] = 1.2,
     count: Annotated[int | None, typer.Option(help="The first so many validation images. Default: all.")] = None,
 ) -> None:
-    """Find the smallest network that keeps a guarantee: tries sparsities, resumes by itself, tests the result once."""
+    """Find the smallest network that keeps a guarantee. Tries sparsities, resumes by itself, tests the result once."""
     from certprune.data import load_data
     from certprune.progress import make_progress
     from certprune.provenance import command_line

@@ -34,7 +34,7 @@ def import_checkpoint(
     ] = None,
     classes: Annotated[int | None, typer.Option(help="How many there are. Default: as above.")] = None,
 ) -> None:
-    """Make a run of a network from elsewhere, to be certified, smoothed, compacted and reported; trains nothing."""
+    """Make a run of a network from elsewhere. It can be certified, smoothed, compacted; trains nothing."""
     from certprune.exchange.importing import NAME, import_run
     from certprune.provenance import command_line
 

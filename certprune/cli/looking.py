@@ -50,7 +50,7 @@ def models() -> None:
 
 @app.command()
 def doctor() -> None:
-    """Versions, devices and bridges; what is missing and how to get it."""
+    """Versions, devices, bridges; what is missing, how to get it."""
     import torch
     from rich.markup import escape
 

@@ -17,7 +17,7 @@ def merge(
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="The ledger to write; it must not exist yet.")],
 ) -> None:
-    """Put the ledgers of one certification together that several machines made, each of a part of the images."""
+    """Put ledgers of one certification together. Several machines made them, each of a part of the images."""
     from certifiers.merging import merge_ledgers
 
     rows = merge_ledgers(ledgers, out)

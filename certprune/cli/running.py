@@ -27,7 +27,7 @@ def run(
         bool, typer.Option("--tensorboard", help="Write each epoch's figures to OUTPUT/tensorboard too.")
     ] = False,
 ) -> None:
-    """Do all stages of a recipe; goes on by itself where it was cut off."""
+    """Do all stages of a recipe. Goes on by itself where it was cut off."""
     if stage is not None and stage not in STAGES:
         raise InputError(f"--stage must be one of {', '.join(STAGES)}, but {stage!r} came.")
     recipe = Path(config) / "config.yaml" if Path(config).is_dir() else Path(config)
@@ -43,7 +43,7 @@ def demo(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe.")
     ] = None,
 ) -> None:
-    """The main job, small, on embedded data: pretrain, prune, finetune, certify, report."""
+    """The main job, small, on embedded data. Pretrain, prune, finetune, certify, report."""
     recipe = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
     if not recipe.is_file():
         raise InputError(

@@ -21,7 +21,7 @@ def smooth(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, e.g. runs/fashion_mnist_gaussian.")],
     sigma: Annotated[
         list[float] | None,
-        typer.Option(help="Of the noise, in pixel units; repeat for several. Default: the recipe's."),
+        typer.Option(metavar="SIGMA", help="Of the noise, in pixel units; repeat for several. Default: the recipe's."),
     ] = None,
     n: Annotated[int | None, typer.Option(help="Noisy samples to estimate with. Default: the recipe's, or 10000.")] = (
         None
@@ -40,19 +40,20 @@ def smooth(
     ] = None,
     up_to: Annotated[float | None, typer.Option(help="... or its radius is this much.")] = None,
     decide: Annotated[
-        list[float] | None, typer.Option(help="Stop when this radius is certified or out of reach; for several.")
+        list[float] | None,
+        typer.Option(metavar="RADIUS", help="Stop when this radius is certified or out of reach; for several."),
     ] = None,
     shared_noise: Annotated[
         bool | None, typer.Option(help="The same noise for all images: faster, but certificates depend on each other.")
     ] = None,
     variant: Annotated[
         list[str] | None,
-        typer.Option(help="Repeat for several; 'pretrain' too. Default: the recipe's variants."),
+        typer.Option(metavar="NAME", help="Repeat for several; 'pretrain' too. Default: the recipe's variants."),
     ] = None,
     index: Annotated[str | None, typer.Option(metavar="A:B", help="Images A to B - 1 of the split.")] = None,
     count: Annotated[int | None, typer.Option(help="The first so many images of the split.")] = None,
 ) -> None:
-    """Certify radii by randomized smoothing, into the run's ledgers; skips what is decided, goes on after a cut."""
+    """Certify radii by randomized smoothing, into the run's ledgers. Skips what is decided, goes on after a cut."""
     from certifiers.smoothing import read_smoothed_ledger
     from certprune.runs import open_run
     from certprune.smoothing import radii_text, samples_text, smooth_network

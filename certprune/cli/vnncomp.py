@@ -22,20 +22,20 @@ def export(
     format: Annotated[str, typer.Option(help="What to write; vnncomp is the only one.")] = "vnncomp",
     variant: Annotated[
         list[str] | None,
-        typer.Option(help="Repeat for several; 'pretrain' too. Default: the recipe's variants."),
+        typer.Option(metavar="NAME", help="Repeat for several; 'pretrain' too. Default: the recipe's variants."),
     ] = None,
     network: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="A compacted network instead; repeat for several.")
     ] = None,
     eps: Annotated[
         list[str] | None,
-        typer.Option(help="In pixel units, 0.1 or 2/255; repeat for several. Default: the recipe's."),
+        typer.Option(metavar="EPS", help="In pixel units, 0.1 or 2/255; repeat for several. Default: the recipe's."),
     ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds for each instance, as instances.csv says.")] = 60.0,
     index: Annotated[str | None, typer.Option(metavar="A:B", help="Images A to B - 1 of the split.")] = None,
     count: Annotated[int | None, typer.Option(help="The first so many images of the split.")] = None,
 ) -> None:
-    """Write a run's networks as ONNX, and the robustness of its images as VNN-LIB, for other verifiers."""
+    """Write networks as ONNX, robustness of images as VNN-LIB. Other verifiers read them."""
     from certifiers.threat import threat
     from certifiers.vnncomp.instances import OPSET, write_instances
     from certprune.asked import asked_images
@@ -81,7 +81,7 @@ def verify(
     timeout: Annotated[float, typer.Option(help="Seconds to search; a stage in hand is finished.")] = 60.0,
     seed: Annotated[int, typer.Option(help="Of the attack's random starts.")] = 0,
 ) -> None:
-    """Decide a VNN-LIB property of an ONNX network: prints unsat, sat and a counterexample, unknown or timeout."""
+    """Decide a VNN-LIB property of an ONNX network. Prints unsat, sat and a counterexample, unknown or timeout."""
     from certifiers.vnncomp import read_network, read_property, verify, witness_text
 
     check_timeout(timeout)
