@@ -26,10 +26,10 @@ def test_crossed_variance_by_hand():
     gaps = numpy.array([[1, 0, 0], [1, 0, 1]])
     found = crossed_difference(gaps)
     assert found.difference.value == pytest.approx(0.5)
-    known, uncertain = (1 / 2 - 1 / 6) / 6, (1 / 6) / 6
+    known, uncertain, least = (1 / 2 - 1 / 6) / 6, (1 / 6) / 6, (1 / 6) / 6
 
     def p(u):
-        return 2 * stats.norm.sf(0.5 / (uncertain / u + known) ** 0.5) * stats.chi2.pdf(u, 1)
+        return 2 * stats.norm.sf(0.5 / (max(uncertain / u, least) + known) ** 0.5) * stats.chi2.pdf(u, 1)
 
     parts = [integrate.quad(p, *ends, limit=200)[0] for ends in ((0, 0.01), (0.01, 1), (1, 60))]
     assert found.p == pytest.approx(sum(parts), rel=1e-4)
@@ -54,9 +54,9 @@ def test_images_of_their_own_leave_a_t_test_over_the_seeds():
 def test_without_a_difference_p_is_about_uniform(by_seed, by_image):
     dice = numpy.random.default_rng(0)
     ps = numpy.array([crossed_difference(drawn(dice, by_seed=by_seed, by_image=by_image)).p for _ in range(400)])
-    assert 0.01 <= (ps < 0.05).mean() <= 0.07
+    assert 0.005 <= (ps < 0.05).mean() <= 0.065  # conservative where seeds do not differ
     assert (ps < 0.01).mean() <= 0.02
-    assert 0.40 <= (ps < 0.5).mean() <= 0.57
+    assert 0.35 <= (ps < 0.5).mean() <= 0.57
 
 
 def test_forgetting_either_images_or_seeds_finds_what_is_not_there():
@@ -82,6 +82,14 @@ def test_interval_leaves_out_zero_exactly_where_p_is_below_a_twentieth():
     for _ in range(50):
         found = crossed_difference(drawn(dice, shift=0.1, by_seed=0.1))
         assert (found.p < 0.05) == (found.difference.lower > 0 or found.difference.upper < 0)
+
+
+def test_seeds_that_agree_by_chance_prove_nothing():
+    """Two networks whose images differ at random, ten more of a hundred right under each of three seeds."""
+    dice = numpy.random.default_rng(0)
+    gaps = numpy.array([dice.permutation([1] * 30 + [-1] * 20 + [0] * 50) for _ in range(3)])
+    assert stats.ttest_1samp(gaps.mean(axis=1) + [0, 0, 1e-9], 0.0).pvalue < 1e-9
+    assert crossed_difference(gaps).p > 0.005
 
 
 def test_degenerate_tables():

@@ -20,6 +20,7 @@ from certprune.reports import read_run, sections_of, write_study
 from certprune.reports.following import following
 from certprune.reports.kept_weights import kept_weights, told
 from certprune.reports.study import missing_lines
+from certprune.reports.study_charts import main_ways
 from certprune.reports.study_csv import networks_csv
 from certprune.reports.study_tests import (
     against_dense,
@@ -310,6 +311,15 @@ def test_pictures_need_something_to_draw(tmp_path):
     assert files == {"p.md", "p.csv", "p-tests.csv", "p-certified.png", "p-clean.png"}
     alone = write(tmp_path / "a", {"dense": 50}, plans={"dense": PLANS["dense"]})
     assert {path.name for path in write_study([alone], tmp_path / "a.md", "T", "c", 0.1)} == {"a.md", "a.csv"}
+
+
+def test_a_baseline_at_two_sparsities_is_no_curve_where_others_have_more(tmp_path):
+    ways = {"joint": (0.9, 0.95, 0.99), "score-erk": (0.9, 0.99), "magnitude": (0.9, 0.99)}
+    plans = {f"{way}-{level}": {**PLANS[way], "sparsity": level} for way, levels in ways.items() for level in levels}
+    run = write(tmp_path / "r", dict.fromkeys(plans, 30), plans=plans)
+    (section,) = sections_of([run], 0.1)
+    curves = [[row.network.name for row in rows] for rows in main_ways(section)]
+    assert sorted(curves) == [["joint-0.9", "joint-0.95", "joint-0.99"], ["score-erk-0.9", "score-erk-0.99"]]
 
 
 def test_refusals(runs, tmp_path):

@@ -59,6 +59,11 @@ class Following:
             f"sparsity with the same clean accuracy still differ by {100 * self.spread:.1f} points (standard deviation "
             "about a line)."
         )
+        if not numpy.isfinite(self.partial_spearman.value):
+            overall = f"r = {_text(self.pearson)} and ρ = {_text(self.spearman)}"
+            return (
+                f"Over all pruned networks, {what} and clean accuracy: {overall}; too few share a sparsity to say more."
+            )
         if low is None or high is None or low <= 0 <= high:
             return f"At equal sparsity, {what} cannot be told to follow clean accuracy: {told}"
         if high < 0:
@@ -101,7 +106,7 @@ def _follows(
     for _ in range(RESAMPLES):
         drawn = numpy.concatenate([members[place] for place in dice.integers(len(members), size=len(members))])
         found.append(_correlations(x[drawn], y[drawn], level[drawn]))
-    ends = numpy.nanpercentile(numpy.array(found), (2.5, 97.5), axis=0).T
+    ends = [_percentiles(column) for column in numpy.array(found).T]
     rates = [_rate(value, *end) for value, end in zip(_correlations(x, y, level), ends, strict=True)]
     inner, outer = _within(x, level), _within(y, level)
     slope = inner @ outer / (inner @ inner) if inner @ inner > 0 else 0.0
@@ -114,6 +119,12 @@ def _correlations(x: numpy.ndarray, y: numpy.ndarray, levels: numpy.ndarray) -> 
     """Pearson's and Spearman's, then both at equal level."""
     ranks = stats.rankdata(numpy.stack([x, y]), axis=1)
     return pearson(x, y), pearson(*ranks), partial_correlation(x, y, levels), partial_correlation(*ranks, levels)
+
+
+def _percentiles(values: numpy.ndarray) -> tuple[float, float]:
+    """The 95 % interval of the resamples that have a correlation; NaN where too few have one to say."""
+    known = values[numpy.isfinite(values)]
+    return tuple(numpy.percentile(known, (2.5, 97.5))) if len(known) > len(values) / 2 else (float("nan"),) * 2
 
 
 def _within(values: numpy.ndarray, levels: numpy.ndarray) -> numpy.ndarray:

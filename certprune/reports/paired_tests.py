@@ -11,9 +11,10 @@ two-way table: Clark's (1973) for subjects and items, and that of studies with s
 (Dorfman, Berbaum and Metz 1992). I is large, so all but MS_seed are as good as known; MS_seed has S - 1 degrees of
 freedom, and with three seeds that is what matters. p is the generalised p value (Tsui and Weerahandi 1989; the
 solution of Behrens and Fisher for two variances): the normal p, averaged over the variances that MS_seed leaves
-plausible, MS_seed (S - 1) / chi2. It is Student's t over the seeds where images add nothing, and the normal test over
-images where seeds do not differ. Degrees of freedom after Satterthwaite (Hillis 2007) are the usual way; simulated with
-three seeds they reject up to 4 % at 1 %, the generalised p value 1.5 % at most (and about 5 % at 5 %).
+plausible, MS_seed (S - 1) / chi2; but none below MS_rest, which is in MS_seed whatever the seeds do, so that seeds
+which happen to agree prove nothing. It is Student's t over the seeds where these make the variance. Degrees of freedom
+after Satterthwaite (Hillis 2007) are the usual way; simulated with three seeds they reject up to 4 % at 1 %, the
+generalised p value 1 % at most, and 1 to 5 % at 5 %.
 
 Why not a test that is at hand? McNemar's treats the seeds at hand as all there are, so it says nothing about another
 training run (it is given for each seed beside this). A t-test over the seeds forgets that they share their images.
@@ -58,16 +59,16 @@ def crossed_difference(gaps: numpy.ndarray, same_images: bool = True) -> Crossed
     if seeds < 2:
         return Crossed(Rate(mean, None, None))
     by_seed, by_image = gaps.mean(axis=1), gaps.mean(axis=0)
-    from_seeds, from_images = float(by_seed.var(ddof=1)) / seeds, 0.0
+    from_seeds, from_images, least = float(by_seed.var(ddof=1)) / seeds, 0.0, 0.0
     if same_images and images > 1:
         rest = gaps - by_seed[:, None] - by_image[None, :] + mean
-        rest_square = float((rest**2).sum()) / ((seeds - 1) * (images - 1))
-        from_images = max(float(by_image.var(ddof=1)) / images - rest_square / (seeds * images), 0.0)
-    if from_seeds + from_images < TINY:
+        least = float((rest**2).sum()) / ((seeds - 1) * (images - 1)) / gaps.size
+        from_images = max(float(by_image.var(ddof=1)) / images - least, 0.0)
+    if max(from_seeds, least) + from_images < TINY:
         return Crossed(Rate(mean, mean, mean), 1.0 if abs(mean) < TINY else 0.0)
 
     def p_of(distance: float) -> float:
-        return generalised_p(distance, from_seeds, from_images, seeds - 1)
+        return generalised_p(distance, from_seeds, from_images, seeds - 1, least)
 
     far = 2.0
     while p_of(far) > 0.05:
@@ -76,12 +77,14 @@ def crossed_difference(gaps: numpy.ndarray, same_images: bool = True) -> Crossed
     return Crossed(Rate(mean, max(mean - half, -1.0), min(mean + half, 1.0)), p_of(abs(mean)))
 
 
-def generalised_p(distance: float, uncertain: float, known: float, freedom: int) -> float:
+def generalised_p(distance: float, uncertain: float, known: float, freedom: int, least: float = 0.0) -> float:
     """Two-sided p of ``distance`` under a normal law, the variance of which is the sum of a ``known`` one and one that
-    was estimated as ``uncertain`` with so many degrees of ``freedom``. Student's t where nothing is known.
+    was estimated as ``uncertain`` with so many degrees of ``freedom`` and is no less than ``least``. Student's t where
+    nothing else is known.
     """
     u, weights = _chi2(freedom)
-    return float(weights @ erfc(distance / numpy.sqrt(2 * (uncertain * freedom / u + known))))
+    variance = numpy.maximum(uncertain * freedom / u, least) + known
+    return float(weights @ erfc(distance / numpy.sqrt(2 * variance)))
 
 
 @lru_cache

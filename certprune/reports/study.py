@@ -122,7 +122,7 @@ def study_page(
     parts = [f"# {title}", f"Made by `{command}`.", NOTES]
     for section in sections:
         shown = {what: name for (title_, what), name in pictures.items() if title_ == section.title}
-        parts += _section(section, eps, tests[section.title], shown)
+        parts += _section(section, eps, tests[section.title], shown, first=section is sections[0])
     missing = missing_lines(runs)
     if missing:
         parts += ["## Not there yet", "\n".join(f"- {line}" for line in missing)]
@@ -170,8 +170,9 @@ def origin(runs: Sequence[RunView]) -> str:
 
 
 def _section(
-    section: Section, eps: float, tests: Mapping[str, list[Comparison]], pictures: Mapping[str, str]
+    section: Section, eps: float, tests: Mapping[str, list[Comparison]], pictures: Mapping[str, str], first: bool
 ) -> list[str]:
+    """All about one architecture; ``first``: what holds for each of them is explained here."""
     parts = [f"## {section.title}, eps {eps:g}", _about(section)]
     if "certified" in pictures:
         parts.append(f"![Certified accuracy against the share of weights removed]({pictures['certified']})")
@@ -183,7 +184,7 @@ def _section(
         parts += [_heading(level, rows), markdown_table(rows, _columns(section, rows))]
     asked = [part for name, _, note in QUESTIONS if tests.get(name) for part in _question(name, note, tests[name])]
     if asked:
-        parts += ["### Which differences are real", TESTS, *asked]
+        parts += ["### Which differences are real", *([TESTS] if first else []), *asked]
     follows = following(section)
     if follows:
         parts += ["### Do certified and attack accuracy merely follow clean accuracy?"]

@@ -14,12 +14,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from certprune.reports.compare import BASELINES
 from certprune.reports.look import CRITERIA, DASHES, LIGHT, Network, chosen_by, percent, spread
 from certprune.reports.plot import INK, dress
 from certprune.reports.study_rows import Section, StudyRow
 
 SLOTS = {name: slot for slot, name in enumerate(("score", "magnitude", "joint", "snip", "taylor", "random"), 1)}
-FEW = 3  # a way of pruning at fewer sparsities than this is no curve, where there are others
 BUDGET_MARKERS = {"erk": "o", "uniform": "s", "global": "D", "learned": "^"}
 LEVEL_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 GRID = "#e3e5ea"
@@ -46,13 +46,17 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def main_ways(section: Section) -> list[list[StudyRow]]:
-    """The ways of pruning that make a curve, each at its rising sparsities: at three or more, else at two."""
+    """The ways of pruning that make a curve, each at its rising sparsities.
+
+    A baseline at two sparsities alone is left to the tables, where others have more.
+    """
     held: dict[tuple, list[StudyRow]] = {}
     for row in section.rows:
         if row.pruned and row.mean("kept"):
             held.setdefault(row.way, []).append(row)
-    most = max((len(rows) for rows in held.values()), default=0)
-    return [rows for rows in held.values() if len(rows) >= min(FEW, most)] if most > 1 else []
+    curves = [rows for rows in held.values() if len(rows) > 1]
+    main = [rows for rows in curves if len(rows) > 2 or rows[0].network.criterion not in BASELINES]
+    return main if any(len(rows) > 2 for rows in main) else curves
 
 
 def certified_chart(section: Section) -> bytes | None:
@@ -120,7 +124,7 @@ def clean_chart(section: Section) -> bytes | None:
         axes.scatter([], [], marker=mark, s=size, color=LIGHT[0], linewidths=0) for mark, size in looks.values()
     ]
     texts = [*kinds, *(f"{percent(level, 2)} removed" for level in levels)]
-    figure.legend(handles, texts, loc="outside lower left", ncols=5, frameon=False, fontsize=9, labelcolor=INK)
+    figure.legend(handles, texts, loc="outside lower left", ncols=4, frameon=False, fontsize=9, labelcolor=INK)
     return png(figure)
 
 
@@ -171,7 +175,7 @@ def _name_ends(axes, ends: Sequence[tuple]) -> None:
     gap = (high - low) * 0.042
     placed = spread([min(max(y, low), high) for _, y, *_ in ends], gap, low, high)
     for (x, y, label, shade), where in zip(ends, placed, strict=True):
-        lead = {"arrowstyle": "-", "color": shade, "linewidth": 0.6, "alpha": 0.6, "shrinkA": 2, "relpos": (0, 0.5)}
+        lead = {"arrowstyle": "-", "color": shade, "linewidth": 0.6, "alpha": 0.45, "shrinkA": 2, "relpos": (0, 0.5)}
         axes.annotate(
             label.replace("$", r"\$"),
             xy=(x or math.exp(right), y),
