@@ -62,7 +62,8 @@ def _sentence(detail: dict[str, Any], content: dict[str, Any]) -> str:
     if kind == "too_short":
         return f"{key} must not be empty."
     if kind == "value_error":
-        return f"{key}: {one_line(context['error'])}"
+        said = one_line(context["error"])
+        return said if said.startswith(f"{key} ") else f"{key}: {said}"
     if kind in _EXPECTED:
         return f"{key} must be {_EXPECTED[kind]}, but {kind_of(came)} came: {show(came)}.{_hint(key)}"
     return f"{key}: {detail['msg']}, but {show(came)} came."

@@ -70,7 +70,7 @@ def test_linear_ramp_and_weights():
         ({"name": "ibp", "eps": "0.1"}, "'eps' is '0.1'"),
         ({"name": "ibp"}, "'eps' is missing"),
         ({"name": "ibp", "eps": float("nan")}, "finite"),
-        ({"name": "ibp", "eps": 0.1, "kapa": 1}, "unknown key 'kapa', expected one of"),
+        ({"name": "ibp", "eps": 0.1, "kapa": 1}, r"unknown key 'kapa' \(did you mean 'kappa'\?\), expected one of"),
         ({"name": "ibp", "eps": 0.1, "kappa": {"start": 2.0}}, "kappa.start"),
         ({"name": "ibp", "eps": 0.1, "ramp": {"start": 0.7, "end": 0.2}}, "must end after it starts"),
         ({"name": "benign", "eps": 0.1}, "unknown key 'eps'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
 from pydantic import ValidationError
@@ -66,7 +67,9 @@ def needs_bounds(objective: Objective) -> bool:
 def _mistake(error: dict[str, Any], kind: type[Objective]) -> str:
     where = ".".join(str(part) for part in error["loc"]) or "settings"
     if error["type"] == "extra_forbidden":
-        return f"unknown key '{where}', expected one of {', '.join(kind.model_fields)}"
+        near = difflib.get_close_matches(where, kind.model_fields, n=1)
+        maybe = f" (did you mean '{near[0]}'?)" if near else ""
+        return f"unknown key '{where}'{maybe}, expected one of {', '.join(kind.model_fields)}"
     if error["type"] == "missing":
         return f"'{where}' is missing"
     return f"'{where}' is {error['input']!r}: {error['msg'].removeprefix('Value error, ').lower()}"
