@@ -34,7 +34,10 @@ class WarmUp(Settings):
         return torch.stack(terms).sum() / (self.tolerance * max(len(boxes), 1))
 
     def _imbalance(self, centre: Tensor) -> Tensor:
-        """How far the active and the inactive units of a layer are from the same mean and variance."""
+        """How far the units of a layer with centres above 0 and those below are from the same mean and variance.
+
+        The paper leaves out units whose box holds 0; without them, a trial's network was no better.
+        """
         # By sums and dot products: written with masks, these few figures cost as much as the bounds themselves.
         active = centre.clamp(min=0).flatten()
         inactive = active - centre.flatten()
