@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import random
 
 import pytest
-import torch
-import yaml
-from torch import nn
+from scipy import stats
 from typer.testing import CliRunner
 
 from certifiers.errors import InputError
-from certifiers.threat import threat
 from certprune.cli import app
 from certprune.reports import read_run, sections_of, write_study
 from certprune.reports.following import following
-from certprune.reports.kept_weights import kept_weights, told
 from certprune.reports.study import missing_lines
 from certprune.reports.study_charts import main_ways
 from certprune.reports.study_csv import networks_csv
@@ -30,62 +24,13 @@ from certprune.reports.study_tests import (
     at_equal_budgets,
     chosen,
 )
-from certprune.storage import write_tensors
-from certprune.unstable import unstable_units
-from tests.run_folder import config_of, sparsity_record, verdict, write_ledger
-
-IMAGES = 60
-PLANS = {
-    "dense": {"dense": True},
-    "score": {"criterion": "score", "budget": "uniform", "sparsity": 0.99},
-    "score-erk": {"criterion": "score", "budget": "erk", "sparsity": 0.99},
-    "magnitude": {"criterion": "magnitude", "budget": "uniform", "sparsity": 0.99},
-    "global": {"criterion": "magnitude", "budget": "global", "sparsity": 0.99, "schedule": "gradual"},
-    "joint": {"criterion": "joint", "budget": "global", "sparsity": 0.99, "schedule": "gradual"},
-}
-CERTIFIED = {"dense": 50, "score": 20, "score-erk": 40, "magnitude": 15, "global": 38, "joint": 45}
-
-
-def write(folder, nets, seed=0, *, plans=None, name="study", validation=None, kept=None, stop=None, **config):
-    """A run; ``nets``: how many of the 60 images each network certifies, ``validation``: in % there.
-
-    ``kept``: its weights, if others than its sparsity says. ``stop``: a network that is certified on ten images only.
-    """
-    plans = {key: {**plan, "name": key} for key, plan in (plans or PLANS).items()}
-    config = {**config_of(name, seed, eps=(0.1,)), "variants": list(plans.values()), **config}
-    config["certify"]["count"] = None
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    (folder / "provenance.json").write_text(json.dumps({"stages": {"pretrain": {"seconds": 36.0}}}))
-    _stage(folder / "pretrain", 0.0, 0.5)
-    dice = random.Random(seed)
-    for key, certified in nets.items():
-        size = sparsity_record(plans[key].get("sparsity", 0.0))
-        size = {**size, "kept": kept, "weights": kept} if kept else size
-        _stage(folder / key / "finetune", size, (validation or {}).get(key, certified) / 100)
-        order = list(range(IMAGES))
-        dice.shuffle(order)
-        words = ["certified"] * certified + ["falsified"] * 3 + ["misclassified"] * IMAGES
-        rows = [verdict(i, word, 0.1, "ibp") for i, word in zip(order, words, strict=False)]
-        write_ledger(folder, key, 0.1, rows[: 10 if key == stop else None], seed=seed)
-    return read_run(folder)
-
-
-def _stage(folder, size, certified):
-    folder.mkdir(parents=True)
-    record = {"epochs": 4, "selected_epoch": 2, "seconds": 60.0, "sparsity": size or sparsity_record(0.0)}
-    (folder / "stage.json").write_text(json.dumps(record))
-    epochs = [{"epoch": epoch, "validation": {"certified_accuracy": certified * (epoch == 2)}} for epoch in (1, 2, 3)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(epoch) + "\n" for epoch in epochs))
+from tests.run_folder import sparsity_record
+from tests.study_runs import CERTIFIED, IMAGES, PLANS, three_seeds, write
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Three seeds of all networks, each a bit better than the last."""
-    root = tmp_path_factory.mktemp("runs")
-    return [
-        write(root / f"s{seed}", {key: count + seed for key, count in CERTIFIED.items()}, seed) for seed in (0, 1, 2)
-    ]
+    return three_seeds(tmp_path_factory.mktemp("runs"))
 
 
 def rows_of(section, level):
@@ -129,6 +74,23 @@ def test_a_comparison_is_that_of_the_ledgers(runs):
         ]
         assert row.seeds[seed][:3] == (seed, len(held[0] - held[1]), len(held[1] - held[0]))
     assert row.crossed.p < 0.05 and row.adjusted == row.crossed.p  # one comparison in the table
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_seeds_share_their_images_only_where_labels_say_so(same, tmp_path):
+    runs = [write(tmp_path / f"s{seed}", {"dense": 50, "joint": (48, 50, 49)[seed]}, seed) for seed in range(3)]
+    if not same:  # a data set that is split by the seed
+        for path in runs[1].folder.glob("certificates/*/*.jsonl"):
+            path.write_text(
+                path.read_text().replace('"label": 0', '"label": 7').replace('"prediction": 0', '"prediction": 7')
+            )
+    (section,) = sections_of([read_run(run.folder) for run in runs], 0.1)
+    (row,) = against_dense(section)
+    certified = [[v.status.value == "certified" for v in row.first.nets[seed].ledger.verdicts] for seed in range(3)]
+    assert [sum(each) for each in certified] == [48, 50, 49]
+    over_seeds = stats.ttest_1samp([-2 / 60, 0.0, -1 / 60], 0.0).pvalue
+    assert (row.crossed.p == pytest.approx(over_seeds, rel=1e-3)) != same
+    assert same or row.clustered is None
 
 
 def test_budgets_are_chosen_on_validation_images_never_on_test_images(tmp_path):
@@ -245,72 +207,6 @@ def test_sentence_about_clean_accuracy_says_what_the_figures_say(runs):
     assert certified.points == 15 and certified.pearson.value == pytest.approx(1.0)  # clean is certified and three more
     assert certified.sentence.startswith("Certified accuracy follows clean accuracy closely")
     assert attack.spread == pytest.approx(0.0, abs=1e-9)
-
-
-def test_kept_weights_by_hand(tmp_path):
-    run = write(tmp_path / "r", CERTIFIED, plans={**PLANS, "magnitude": {**PLANS["magnitude"], "budget": "erk"}})
-    weights = {"conv1.weight": torch.tensor([[1.0, -2.0], [3.0, -4.0]]), "conv1.bias": torch.zeros(2)}
-    write_tensors(run.folder / "pretrain" / "model.safetensors", weights)
-    for name, kept in {"score-erk": [[1, 0], [0, 1]], "magnitude": [[0, 0], [1, 1]]}.items():
-        masks = {"conv1.weight": torch.tensor(kept, dtype=torch.bool)}
-        write_tensors(run.folder / name / "prune" / "masks.safetensors", masks)
-    found = kept_weights(sections_of([run], 0.1)[0])
-    assert found.weights["conv1"].tolist() == [1.0, -2.0, 3.0, -4.0]
-    assert found.overlap("score") == 0.5
-    assert found.typical("magnitude") == pytest.approx(3.5 / found.weights["conv1"].std())
-    assert "magnitude keeps 50 %" in told(found) and "ERK budget, seed 0" in told(found)
-    files = write_study([run], tmp_path / "page.md", "T", "c", 0.1)
-    assert tmp_path / "page-weights.png" in files
-    (run.folder / "pretrain" / "model.safetensors").write_bytes(b"damaged")
-    assert kept_weights(sections_of([run], 0.1)[0]) is None
-
-
-def test_unstable_units_by_hand():
-    """Two inputs in [0.4, 0.6]: units x1 - 0.5 and x1 - x2 may be of either sign, x1 + 1 and -x2 may not."""
-    first, last = nn.Linear(2, 4), nn.Linear(4, 2)
-    with torch.no_grad():
-        first.weight.copy_(torch.tensor([[1.0, 0], [1, -1], [1, 0], [0, -1]]))
-        first.bias.copy_(torch.tensor([-0.5, 0, 1, 0]))
-    model = nn.Sequential(nn.Flatten(), first, nn.ReLU(), last).eval()
-    x = torch.full((3, 1, 1, 2), 0.5)
-    found = unstable_units(model, x, threat("linf", 0.1))
-    assert (found.mean, found.units) == (2.0, 4)
-    x[0] = 0.9  # there only x1 - x2 is unstable
-    assert unstable_units(model, x, threat("linf", 0.1)).mean == pytest.approx(5 / 3)
-
-
-def test_command_writes_page_tables_and_pictures(runs, tmp_path):
-    out = tmp_path / "table.md"
-    folders = [str(run.folder) for run in runs]
-    result = CliRunner().invoke(app, ["table", *folders, "--title", "Heading", "--unstable", "0", "-o", str(out)])
-    assert result.exit_code == 0, result.output
-    page = out.read_text()
-    assert page.startswith("# Heading\n\nMade by `") and page.count("\n- seed ") == 3
-    for picture in ("table-clean.png",):
-        assert f"]({picture})" in page and (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
-    assert "Learned scores in one shot" in page and "McNemar" in page and "table-certified" not in page
-    rows = list(csv.DictReader(out.with_suffix(".csv").open()))
-    assert len(rows) == 3 * len(CERTIFIED)
-    joint = [row for row in rows if row["network"] == "joint"]
-    assert [float(row["certified"]) for row in joint] == [count / IMAGES for count in (45, 46, 47)]
-    assert {row["unstable_units"] for row in rows} == {""} and {row["how"] for row in joint} == {"gradual"}
-    tests = list(csv.DictReader((tmp_path / "table-tests.csv").open()))
-    assert len(tests) == 2 + 2 + 1 + 2 and all(0 <= float(row["p_holm"]) <= 1 for row in tests)
-
-
-def test_networks_without_weights_have_no_count_of_unstable_units(runs, tmp_path):
-    result = CliRunner().invoke(app, ["table", str(runs[0].folder), "-o", str(tmp_path / "t.md")])
-    assert result.exit_code == 0 and "Unstable units of" in result.output
-    assert "| – |" in (tmp_path / "t.md").read_text()
-
-
-def test_pictures_need_something_to_draw(tmp_path):
-    plans = {"dense": PLANS["dense"], **{f"joint-{s}": {**PLANS["joint"], "sparsity": s} for s in (0.9, 0.95, 0.99)}}
-    run = write(tmp_path / "r", dict(zip(plans, (50, 49, 48, 40), strict=True)), plans=plans)
-    files = {path.name for path in write_study([run], tmp_path / "p.md", "T", "c", 0.1)}
-    assert files == {"p.md", "p.csv", "p-tests.csv", "p-certified.png", "p-clean.png"}
-    alone = write(tmp_path / "a", {"dense": 50}, plans={"dense": PLANS["dense"]})
-    assert {path.name for path in write_study([alone], tmp_path / "a.md", "T", "c", 0.1)} == {"a.md", "a.csv"}
 
 
 def test_a_baseline_at_two_sparsities_is_no_curve_where_others_have_more(tmp_path):

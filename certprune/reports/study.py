@@ -50,10 +50,11 @@ table says otherwise. Compared are networks with the same pretraining and as man
 Interval and p answer for new training runs *and* new images: seeds and images are crossed random effects, and how
 little a few seeds tell of their own variance is in both (a generalised p value). p, Holm: adjusted for all
 comparisons of the table. p, clustered: a linear probability model with covariance clustered by seeds and by images
-(statsmodels), as a second opinion. Last, for each seed alone: images that only the first and only the second network
-certifies, and the exact McNemar p, which says nothing about other seeds. The limits: a few seeds are a small sample, so
-that a real difference of a point can be missed, and the tests take the differences of the seeds as normal, which
-training runs that collapse are not; intervals are not adjusted for being many; and a network that was chosen on
+(statsmodels), as a second opinion; a dash where its variance comes out negative. Last, for each seed alone: images
+that only the first and only the second network certifies, and the exact McNemar p, which says nothing about other
+seeds. The limits: a few seeds are a small sample, so that a real difference of a point can be missed, and the tests
+take the differences of the seeds as normal, which training runs that collapse are not; one seed alone has no p but
+McNemar's; intervals are not adjusted for being many; and a network that was chosen on
 validation images is tested as if no other had been a candidate.
 """
 

@@ -48,7 +48,7 @@ def new_figure(width: float, height: float) -> Figure:
 def main_ways(section: Section) -> list[list[StudyRow]]:
     """The ways of pruning that make a curve, each at its rising sparsities.
 
-    A baseline at two sparsities alone is left to the tables, where others have more.
+    Empty unless there is one of three sparsities or more; then a baseline at two alone is left to the tables.
     """
     held: dict[tuple, list[StudyRow]] = {}
     for row in section.rows:
@@ -56,14 +56,14 @@ def main_ways(section: Section) -> list[list[StudyRow]]:
             held.setdefault(row.way, []).append(row)
     curves = [rows for rows in held.values() if len(rows) > 1]
     main = [rows for rows in curves if len(rows) > 2 or rows[0].network.criterion not in BASELINES]
-    return main if any(len(rows) > 2 for rows in main) else curves
+    return main if any(len(rows) > 2 for rows in main) else []
 
 
 def certified_chart(section: Section) -> bytes | None:
     """Certified accuracy against the weights kept, logarithmic; bars are 95 % t-intervals over the seeds.
 
     The dense network is the level, dense networks with fewer weights from the start are a curve of their own. None
-    where no way of pruning has two sparsities.
+    where no way of pruning has three sparsities.
     """
     ways = main_ways(section)
     if not ways:
