@@ -31,7 +31,7 @@ class Step:
 
     It gives the figures of each part of the batch, its detached loss among them as "loss"; parts are of equal size.
     With `compile` the network is compiled, or the whole loss where that is made of bounds; if this fails, `progress`
-    is told once, and steps are taken as they are. `ramp`: whether the steps' progress changes.
+    is told once, and steps are taken as they are.
 
     Raises InputError for a `speed` that the objective does not allow.
     """
@@ -41,11 +41,10 @@ class Step:
         model: nn.Module,
         objective: Losses,
         speed: SpeedSettings | None = None,
-        ramp: bool = False,
         progress: Progress | None = None,
     ):
         self.model, self.objective, self.speed = model, objective, speed or SpeedSettings()
-        self.ramp, self.progress = ramp, progress or Progress()
+        self.progress = progress or Progress()
         check_speed(objective, self.speed)
         self.losses, self.compiled, self.tried = self._plain(), False, not self.speed.compile
 
@@ -79,9 +78,19 @@ class Step:
         if not needs_bounds(self.objective):  # attacks call autograd, which cannot be compiled: the network alone is
             return self._plain(partial(torch.compile, backend=BACKEND, dynamic=False))
         objective = self.objective
-        return torch.compile(
-            lambda model, x, y, progress: objective(model, x, y, progress), backend=BACKEND, fullgraph=True
-        )
+        if not hasattr(objective, "at"):
+            raise RuntimeError(f"{objective.name} decides in every step what it bounds")
+
+        def at(model: nn.Module, x: Tensor, y: Tensor, ramp: Tensor, ended: bool):
+            return objective.at(model, x, y, 1.0 if ended else ramp)
+
+        compiled = torch.compile(at, backend=BACKEND, fullgraph=True, dynamic=False)
+
+        def losses(model: nn.Module, x: Tensor, y: Tensor, progress: float):
+            ramp = objective.ramp(progress)  # a tensor: numbers are compiled anew, or guarded by sums that round
+            return compiled(model, x, y, torch.tensor(ramp, dtype=x.dtype, device=x.device), ramp == 1.0)
+
+        return losses
 
     def _compile(self, x: Tensor, y: Tensor, progress: float) -> None:
         """Compile on this batch; parameters, buffers, and the random state stay as they are."""
@@ -93,8 +102,6 @@ class Step:
                 if is_synchronised(self.model):  # one process that fails here would leave the others waiting
                     raise RuntimeError("sync_batch_norm lets processes talk within a step")
                 if needs_bounds(self.objective):
-                    if self.ramp:  # torch compiles numbers that change into guards that fail by rounding
-                        raise RuntimeError("a loss made of bounds must have an eps that stands still: ramp: false")
                     trace(self.model, tuple(x.shape[1:]))  # cannot be done inside
                 self.losses = self._compiled()
                 self._take(self.losses, x, y, progress)

@@ -105,7 +105,7 @@ def train(
     batches = Batches(data, plan.settings.batch_size, plan.device)
     among.check_batch(batches.size)
     check_parts(batches.size // among.size, plan.speed)
-    take = Step(model, objective, plan.speed, plan.settings.ramp, progress)
+    take = Step(model, objective, plan.speed, progress)
     optimizer = Optimizers(groups)
     state = load_state(folder, plan.stage, plan.epochs, model, optimizer, plan.device) or State()
     among.as_leader(model)

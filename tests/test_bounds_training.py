@@ -168,6 +168,20 @@ def test_fused_loss_equals_the_row_by_row_loss_where_both_are_exact():
     assert torch.allclose(worst_case_cross_entropy(rows, y), reference)
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_of_a_ball_without_a_size_and_of_units_without_weights(name):
+    """The norm of zeros has no gradient by itself: a ramp starts at eps 0, and pruning takes whole units away."""
+    model = NETS["conv"](seed=3)
+    first = next(m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear)))
+    with torch.no_grad():
+        first.weight[0] = 0.0
+    x, y = images(4, seed=3)
+    for eps in (0.0, 0.1):
+        model.zero_grad()
+        LOSSES[name](model, x, y, L2Ball(eps)).sum().backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None), eps
+
+
 def test_compiled_step_equals_the_eager_one():
     """In float64: where a coefficient is zero but for rounding, either of CROWN's lines may be taken."""
     model = NETS["conv"](seed=9, dtype=torch.float64)

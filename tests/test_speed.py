@@ -53,7 +53,7 @@ def gradients(model, settings, progress=0.4, **speed):
     """The gradients of one step by name, and the step's figures."""
     torch.manual_seed(2)
     model.zero_grad()
-    step = Step(model, build_objective(settings), SpeedSettings(**speed), ramp=True)
+    step = Step(model, build_objective(settings), SpeedSettings(**speed))
     found = step(*batch(), progress)
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}, found
 
@@ -208,9 +208,9 @@ def test_a_compiled_step_is_the_same_step(name, quick, monkeypatch):
     bounded = name == "crown_ibp"
     model, settings = network(masked=bounded, batch_norm=not bounded), ALL[name]
     twin, notes = copy.deepcopy(model), Notes()
-    step = Step(model, build_objective(settings), SpeedSettings(compile=True), not bounded, notes)
+    step = Step(model, build_objective(settings), SpeedSettings(compile=True), notes)
     plain = Step(twin, build_objective(settings))
-    for progress in (1.0,) if bounded else (0.0, 0.3, 0.7):
+    for progress in (0.0, 0.1, 0.3, 0.59, 0.7):  # the ramp ends at 0.6
         for net, take in ((model, step), (twin, plain)):
             torch.manual_seed(3)
             net.zero_grad()
@@ -221,22 +221,40 @@ def test_a_compiled_step_is_the_same_step(name, quick, monkeypatch):
     assert notes.notes == [] and calls[-1] == "aot_eager" and step.compiled
 
 
-def test_a_loss_of_bounds_is_compiled_whole_where_eps_stands_still(monkeypatch):
-    seen = []
+@pytest.mark.parametrize(
+    ("settings", "variants"),
+    [
+        (ALL["crown_ibp"], 2),
+        ({**ALL["ibp"], "kappa": {"start": 0.5, "end": 0.5}, "norm": "l2"}, 2),
+        ({**ALL["crown_ibp"], "beta": {"start": 0.0, "end": 1.0}, "fusion": False, "ramp": {"start": 0.3}}, 2),
+        ({**ALL["ibp"], "ramp": {"start": 0.0, "end": 0.0}}, 1),
+    ],
+    ids=["crown_ibp", "ibp-l2", "margins", "no ramp"],
+)
+def test_bounds_are_compiled_once_for_a_ramp_and_once_for_its_end(settings, variants, monkeypatch):
+    counted = []
 
-    def spy(function, backend, fullgraph):
-        def call(model, x, y, progress):
-            seen.append((backend, progress))
-            return function(model, x, y, progress)
+    def count(graph, inputs):
+        counted.append(graph)
+        return graph.forward
 
-        return call
-
-    monkeypatch.setattr(torch, "compile", spy)
-    for ramp in (True, False):
-        notes = Notes()
-        Step(network(), build_objective(ALL["ibp"]), SpeedSettings(compile=True), ramp, notes)(*batch(), 1.0)
-        assert ["ramp: false" in note for note in notes.notes] == [True] * ramp
-        assert seen == ([] if ramp else [("inductor", 1.0)] * 2)
+    monkeypatch.setattr(speeds, "BACKEND", count)
+    model, notes = network(batch_norm=True), Notes()
+    model[0].register_parameter("bias", None)  # before BatchNorm its gradient is rounding alone
+    twin = copy.deepcopy(model)
+    step = Step(model, build_objective(settings), SpeedSettings(compile=True), notes)
+    plain = Step(twin, build_objective(settings))
+    for progress in (0.0, 0.01, 0.2, 0.31, 0.4999, 0.599999, 0.6, 0.8, 1.0):
+        gradients = []
+        for net, take in ((model, step), (twin, plain)):
+            net.zero_grad()
+            (figures,) = take(*batch(), progress)
+            gradients.append(({n: p.grad for n, p in net.named_parameters()}, figures))
+        assert_close(gradients[0][0], gradients[1][0], 1e-4)
+        assert gradients[0][1].keys() == gradients[1][1].keys()
+        for key, figure in gradients[1][1].items():
+            torch.testing.assert_close(gradients[0][1][key], figure, rtol=1e-4, atol=1e-6, msg=f"{key} at {progress}")
+    assert notes.notes == [] and step.compiled and len(counted) == variants
 
 
 def test_a_step_that_cannot_be_compiled_is_taken_as_it_is_with_one_message(tmp_path, monkeypatch):
@@ -282,14 +300,14 @@ def test_a_compiled_training_resumes_to_the_bit(tmp_path, name):
         def epoch(self, number, epochs, row):
             raise KeyboardInterrupt
 
-    objective, notes, ramp = build_objective(ALL[name]), Notes(), name == "adversarial"
-    whole, _ = trained(tmp_path / "whole", objective=objective, progress=notes, compile=True, epochs=3, ramp=ramp)
+    objective, notes = build_objective(ALL[name]), Notes()
+    whole, _ = trained(tmp_path / "whole", objective=objective, progress=notes, compile=True, epochs=3)
     with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path / "cut", objective=objective, progress=Stop(), compile=True, epochs=3, ramp=ramp)
-    resumed, _ = trained(tmp_path / "cut", objective=objective, progress=notes, compile=True, epochs=3, ramp=ramp)
+        trained(tmp_path / "cut", objective=objective, progress=Stop(), compile=True, epochs=3)
+    resumed, _ = trained(tmp_path / "cut", objective=objective, progress=notes, compile=True, epochs=3)
     assert notes.notes == []
     assert all(resumed.state_dict()[name].equal(value) for name, value in whole.state_dict().items())
-    plain, _ = trained(tmp_path / "plain", objective=objective, epochs=3, ramp=ramp)
+    plain, _ = trained(tmp_path / "plain", objective=objective, epochs=3)
     assert_close(whole.state_dict(), plain.state_dict(), 2e-2)
 
 

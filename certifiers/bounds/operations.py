@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -79,6 +80,11 @@ def _absolute(bias: Tensor | None) -> Tensor | None:
     return None if bias is None else bias.abs()
 
 
+def _root(squares: Tensor) -> Tensor:
+    """The square root, rounded up by next to nothing: its gradient at 0 (rows of zeros, eps 0) is finite."""
+    return (squares + torch.finfo(squares.dtype).tiny).sqrt()
+
+
 @dataclass(frozen=True)
 class Linear:
     weight: Tensor  # (out, in)
@@ -105,7 +111,7 @@ class Linear:
 
     def norm(self, radius: Tensor) -> Tensor:
         """The l2 norm of every output's row, inputs scaled by ``radius`` (dual norm of an l2 ball)."""
-        return F.linear(radius.square(), self.weight.square()).sqrt()
+        return _root(F.linear(radius.square(), self.weight.square()))
 
     def backward(self, rows: Tensor, box: Interval | None = None) -> tuple[tuple[Tensor], Tensor | float]:
         constant = 0.0 if self.bias is None else rows @ self.bias
@@ -149,7 +155,7 @@ class Conv2d:
         return Interval(self.forward(box.centre), self._convolve(box.radius, self.weight.abs()))
 
     def norm(self, radius: Tensor) -> Tensor:
-        return self._convolve(radius.square(), self.weight.square()).sqrt()
+        return _root(self._convolve(radius.square(), self.weight.square()))
 
     def backward(self, rows: Tensor, box: Interval | None = None) -> tuple[tuple[Tensor], Tensor | float]:
         # The transpose of a strided convolution forgets how many border pixels were never read.

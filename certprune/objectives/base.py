@@ -13,6 +13,9 @@ from certifiers.threat import threat
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Figures = dict[str, Tensor]
+# How far eps or a weight has come, in [0, 1]. In compiled steps a tensor until the ramp has ended: nothing is decided
+# by its value, so that they are compiled twice at most.
+Level = float | Tensor
 
 
 class Settings(BaseModel):
@@ -74,13 +77,18 @@ class Ramp(Settings):
 
 
 class Weight(Settings):
-    """A weight that moves along the ramp."""
+    """A weight that moves along the ramp; a tensor, as the ramp may be (see :data:`Level`), only where it moves."""
 
     start: Fraction = 1.0
     end: Fraction = 0.0
 
-    def __call__(self, ramp: float) -> float:
-        return self.start + (self.end - self.start) * ramp
+    def __call__(self, ramp: Level) -> Level:
+        return self.start if self.start == self.end else self.start + (self.end - self.start) * ramp
+
+
+def is_number(level: Level, value: float) -> bool:
+    """Whether a level is just that number, so that work can be saved; of a tensor this is not asked."""
+    return not isinstance(level, Tensor) and level == value
 
 
 class RobustObjective(Objective):
@@ -90,9 +98,8 @@ class RobustObjective(Objective):
     norm: Literal["linf", "l2"] = "linf"
     ramp: Ramp = Ramp()
 
-    def threat_at(self, eps: float, like: Tensor):
-        # A tensor, so that a compiled step is not compiled again for every eps of the ramp.
-        return threat(self.norm, torch.tensor(eps, dtype=like.dtype, device=like.device))
+    def threat_at(self, eps: Level, like: Tensor):
+        return threat(self.norm, torch.as_tensor(eps, dtype=like.dtype, device=like.device))
 
 
 def accuracy(logits: Tensor, y: Tensor) -> Tensor:

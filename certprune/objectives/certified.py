@@ -23,7 +23,7 @@ from certifiers.bounds import (
 )
 from certifiers.threat import Threat
 
-from .base import Figures, RobustObjective, Weight, clean_figures
+from .base import Figures, Level, RobustObjective, Weight, clean_figures, is_number
 from .perturb import ascend, cross_entropy, random_point
 from .warmup import WarmUp
 
@@ -54,10 +54,13 @@ class IBP(RobustObjective):
     warm_up: WarmUp = WarmUp()
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, progress: float) -> tuple[Tensor, Figures]:
-        ramp = self.ramp(progress)
+        return self.at(model, x, y, self.ramp(progress))
+
+    def at(self, model: nn.Module, x: Tensor, y: Tensor, ramp: Level) -> tuple[Tensor, Figures]:
+        """The same where the ramp has come so far; what a compiled step calls."""
         eps, kappa = self.eps * ramp, self.kappa(ramp)
-        graph = trace(model, tuple(x.shape[1:]))
-        clean = kappa > 0 or needs_clean_batch(model) or not torch.is_grad_enabled()
+        graph, mixed = trace(model, tuple(x.shape[1:])), not is_number(kappa, 0)
+        clean = mixed or needs_clean_batch(model) or not torch.is_grad_enabled()
         network = graph.bind(x if clean else None)
         step = self.bound(network, x, y, eps)
 
@@ -67,21 +70,21 @@ class IBP(RobustObjective):
         loss = robust
         if clean:
             figures |= clean_figures(network.logits, y)
-            if kappa > 0:
+            if mixed:
                 loss = kappa * F.cross_entropy(network.logits, y) + (1 - kappa) * robust
-        if self.warm_up.weight and ramp < 1:
+        if self.warm_up.weight and not is_number(ramp, 1):
             extra = self.warm_up.loss(network, step.intervals)
             loss = loss + self.warm_up.weight * (1 - ramp) * extra
             figures["warm_up_loss"] = extra.detach()
-        figures |= {"eps": torch.tensor(eps), "kappa": torch.tensor(kappa)}
+        figures |= {"eps": torch.as_tensor(eps), "kappa": torch.as_tensor(kappa)}
         return loss, figures
 
-    def bound(self, network: Network, x: Tensor, y: Tensor, eps: float) -> Bounded:
+    def bound(self, network: Network, x: Tensor, y: Tensor, eps: Level) -> Bounded:
         """The boxes of this step, and what else the robust loss is made of."""
         threat = self.threat_at(eps, x)
         return Bounded(network, propagate(network, Region.of(x, threat)), x, y, threat)
 
-    def robust_loss(self, step: Bounded, ibp: Tensor, ramp: float) -> Tensor:
+    def robust_loss(self, step: Bounded, ibp: Tensor, ramp: Level) -> Tensor:
         """What to minimise, (batch,): upper bounds of the worst-case cross-entropy; ``ibp``: the interval margins."""
         return worst_case_cross_entropy(ibp, step.y)
 
@@ -102,13 +105,13 @@ class CrownIBP(IBP):
     beta: Weight = Weight()
     fusion: Annotated[bool, Field()] = True
 
-    def robust_loss(self, step: Bounded, ibp: Tensor, ramp: float) -> Tensor:
+    def robust_loss(self, step: Bounded, ibp: Tensor, ramp: Level) -> Tensor:
         beta = self.beta(ramp)
-        if beta == 0:
+        if is_number(beta, 0):
             return worst_case_cross_entropy(ibp, step.y)
         if self.fusion:
             fused = fused_loss(step.network, step.intervals, step.y)
-            return fused if beta == 1 else beta * fused + (1 - beta) * worst_case_cross_entropy(ibp, step.y)
+            return fused if is_number(beta, 1) else beta * fused + (1 - beta) * worst_case_cross_entropy(ibp, step.y)
         linear = linear_margins(step.network, step.intervals, step.y)
         return worst_case_cross_entropy(beta * linear + (1 - beta) * ibp, step.y)
 
