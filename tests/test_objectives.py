@@ -15,6 +15,7 @@ from certifiers.bounds.region import Region
 from certifiers.errors import InputError
 from certifiers.threat import L2Ball, LinfBall
 from certprune.initialisation import initialise
+from certprune.masks import sparsify
 from certprune.objectives import OBJECTIVES, Ramp, Weight, build_objective
 from certprune.objectives.warmup import WarmUp
 
@@ -106,6 +107,18 @@ def test_the_robust_losses_are_the_bounds(norm):
     assert close(loss(1.0, name="crown_ibp", beta={"end": 0.5}), 0.5 * fused + 0.5 * ibp)
     unfused = loss(1.0, name="crown_ibp", beta={"end": 1.0}, fusion=False)
     assert close(unfused, worst_case_cross_entropy(rows, y).mean())
+
+
+def test_l1_weighs_what_masks_leave_of_the_weights_and_in_training_alone():
+    x, y = images(8, seed=4)
+    model = sparsify(NETS["conv"](seed=4), 0.5, "magnitude")
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    plain, with_l1 = build_objective(ROBUST["ibp"]), build_objective({**ROBUST["ibp"], "l1": 1e-2})
+    loss, other = plain(model, x, y, 1.0)[0], with_l1(model, x, y, 1.0)[0]
+    size = sum(layer.weight.abs().sum() for layer in layers)
+    assert torch.allclose(other - loss, 1e-2 * size, rtol=1e-4)
+    with torch.no_grad():
+        assert with_l1(model, x, y, 1.0)[0] == plain(model, x, y, 1.0)[0]
 
 
 def test_figures_are_detached_scalars_and_true():

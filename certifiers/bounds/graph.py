@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from ..errors import InputError, UnsupportedLayer
 from . import spellings
 from .nonlinear import NONLINEAR
+from .operations import Conv2d, Linear
 
 _BATCHES = (2, 3)  # two batch sizes, so that a constant which is secretly the batch size is found out
 
@@ -46,6 +47,11 @@ class Network:
     def logits(self) -> Tensor:
         """The clean outputs, ``(batch, classes)``; only after ``bind(x)``."""
         return self.values[-1]
+
+    def size(self) -> Tensor:
+        """The sum of the absolute values of the weights of convolutions and linear layers, a scalar."""
+        weights = [operation.weight for operation in self.operations if isinstance(operation, Linear | Conv2d)]
+        return torch.stack([weight.abs().sum() for weight in weights]).sum()
 
     def forward(self, x: Tensor) -> Tensor:
         values = [x]
