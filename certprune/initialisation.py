@@ -12,22 +12,6 @@ from certprune.registry import look_up
 
 
 @torch.no_grad()
-def ibp_initialise(model: nn.Module, generator: torch.Generator) -> None:
-    """Weights from N(0, 2 pi / n^2), n the fan-in, biases 0 (Shi et al. 2021, arXiv 2103.17268).
-
-    With it the expected width of interval bounds stays the same from layer to layer; the usual starts let it
-    grow with the width of the layers.
-    """
-    for module in model.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            fan_in = module.weight[0].numel()
-            noise = torch.randn(module.weight.shape, generator=generator, dtype=torch.float64)
-            module.weight.copy_(noise * (math.sqrt(2 * math.pi) / fan_in))
-            if module.bias is not None:
-                module.bias.zero_()
-
-
-@torch.no_grad()
 def default_initialise(model: nn.Module, generator: torch.Generator) -> None:
     """Each layer's own ``reset_parameters``, drawn from the seed."""
     seed = int(torch.randint(2**62, (), generator=generator))
@@ -36,6 +20,22 @@ def default_initialise(model: nn.Module, generator: torch.Generator) -> None:
         for module in model.modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
+
+
+@torch.no_grad()
+def ibp_initialise(model: nn.Module, generator: torch.Generator) -> None:
+    """Weights from N(0, 2 pi / n^2), n the fan-in (Shi et al. 2021, arXiv 2103.17268), the rest as ``default``.
+
+    With it the expected width of interval bounds stays the same from layer to layer; the usual starts let it
+    grow with the width of the layers. Biases, and the weights of the last layer, are each layer's own, as in the
+    authors' code: biases of 0 cost a point or two of certified accuracy.
+    """
+    default_initialise(model, generator)
+    layers = [module for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    for module in layers[:-1]:
+        fan_in = module.weight[0].numel()
+        noise = torch.randn(module.weight.shape, generator=generator, dtype=torch.float64)
+        module.weight.copy_(noise * (math.sqrt(2 * math.pi) / fan_in))
 
 
 @torch.no_grad()
