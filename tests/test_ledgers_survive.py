@@ -72,7 +72,13 @@ LIBRARY = {maker.__name__: maker for maker in (cascade, radius, smoothing, anyti
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run that intervals and a weak attack leave images of undecided."""
-    weak = ("certify.methods=[ibp]", "certify.attack_steps=1", "certify.eps=[0.05]", "certify.count=12")
+    weak = (
+        "pretrain.epochs=2",
+        "certify.methods=[ibp]",
+        "certify.attack_steps=1",
+        "certify.eps=[0.05]",
+        "certify.count=12",
+    )
     return smoke_run(tmp_path_factory.mktemp("finished") / "smoke", *ONE_EPOCH, *weak)
 
 

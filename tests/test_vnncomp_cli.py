@@ -36,7 +36,13 @@ needs_marabou = pytest.mark.skipif(importlib.util.find_spec("maraboupy") is None
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run certified by intervals alone and attacked in one step, which leaves images undecided."""
-    weak = ("certify.methods=[ibp]", "certify.attack_steps=1", "certify.eps=[0.02, 0.05]", "certify.count=30")
+    weak = (
+        "pretrain.epochs=2",
+        "certify.methods=[ibp]",
+        "certify.attack_steps=1",
+        "certify.eps=[0.02, 0.05]",
+        "certify.count=30",
+    )
     return smoke_run(tmp_path_factory.mktemp("finished") / "smoke", *ONE_EPOCH, *weak)
 
 
