@@ -12,12 +12,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from certifiers.bounds.layers import normalisation, update_running
+from certifiers.bounds.layers import BatchStatistics, normalisation, update_running
 from certifiers.errors import InputError
 from certprune.parallel import world
 
 
-class _Synchronised:
+class _Synchronised(BatchStatistics):
     """What a BatchNorm of :func:`synchronised` does in training mode; else it is as it was."""
 
     def batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor, int]:

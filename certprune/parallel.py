@@ -149,7 +149,7 @@ def joined(device: torch.device) -> Iterator[World]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=7))
     try:
         yield world()
-        _together(dist.barrier)  # nobody closes its connections while another still reads from them
+        world().wait()  # nobody closes its connections while another still reads from them
     finally:
         dist.destroy_process_group()
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from certifiers.bounds import Region, propagate, trace
-from certifiers.errors import InputError
+from certifiers.errors import InputError, UnsupportedLayer
 from certifiers.threat import LinfBall
 from certprune import batch_norm
 from certprune.batch_norm import SynchronisedBatchNorm1d, synchronised
@@ -196,3 +196,16 @@ def test_recipes_name_it_where_it_is_asked_for():
     plain, asked = load_recipe(SMOKE), load_recipe(SMOKE, ["sync_batch_norm=true"])
     assert "sync_batch_norm" not in dump_recipe(plain) and "sync_batch_norm: true" in dump_recipe(asked)
     assert differences(plain, asked) == ["sync_batch_norm: false -> true"]
+
+
+def test_a_batch_norm_of_ones_own_has_no_bounds_whatever_its_methods_are_called():
+    class Own(nn.BatchNorm2d):
+        def forward(self, x):
+            y = super().forward(x)
+            return y + (y > 50)  # where no comparison at a few points looks
+
+        def batch_statistics(self, value):
+            raise NotImplementedError
+
+    with pytest.raises(UnsupportedLayer):
+        trace(nn.Sequential(nn.Conv2d(1, 2, 3), Own(2), nn.ReLU(), nn.Flatten(), nn.Linear(72, 2)).eval(), (1, 8, 8))

@@ -103,10 +103,17 @@ def batch_norm_module(b, node, m, x) -> Converted:
     return [x], build
 
 
+class BatchStatistics:
+    """To inherit from it is a promise: the layer is torch's BatchNorm but for where its statistics come from while it
+    trains (from all processes, say). A BatchNorm with any other forward pass of its own has no bounds."""
+
+    def batch_statistics(self, value: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Mean and biased variance by channel, and of how many numbers."""
+        raise NotImplementedError
+
+
 def _batch_statistics(m: nn.Module, value: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Mean and biased variance by channel, and of how many numbers: of ``value``, unless the layer has a method
-    ``batch_statistics`` that takes them elsewhere while it trains (from all processes, say)."""
-    if m.training and hasattr(m, "batch_statistics"):
+    if m.training and isinstance(m, BatchStatistics):
         return m.batch_statistics(value)
     axes = [0, *range(2, value.dim())]
     return value.mean(axes), value.var(axes, unbiased=False), value.numel() // value.shape[1]

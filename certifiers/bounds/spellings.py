@@ -115,14 +115,14 @@ _IN_PLACE_FUNCTIONS = {
 
 
 def is_known(module: nn.Module) -> bool:
-    """Layers are matched by class; a subclass counts only if it leaves ``forward`` alone (parametrisations do), or is
-    a BatchNorm that says by a method ``batch_statistics`` what else it does in training mode."""
+    """Layers are matched by class; a subclass counts only if it leaves ``forward`` alone (parametrisations do), or
+    promises as a :class:`~certifiers.bounds.layers.BatchStatistics` that it differs in training alone."""
     return _module_converter(module) is not None
 
 
 def _module_converter(module: nn.Module) -> Callable[..., Converted] | None:
     for kind, converter in MODULES.items():
-        own = converter is layers.batch_norm_module and hasattr(module, "batch_statistics")
+        own = converter is layers.batch_norm_module and isinstance(module, layers.BatchStatistics)
         if isinstance(module, kind) and (own or type(module).forward is kind.forward):
             return converter
     return None

@@ -7,8 +7,9 @@ ledger fills is None, and stays so up to the page.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from statistics import fmean
 from typing import Any
 
@@ -137,8 +138,17 @@ def families_of(runs: Sequence[RunView], eps: float | None = None) -> list[Famil
 
     Raises InputError for no runs, and for a recipe that was given twice with one seed.
     """
+    groups = grouped(runs)
+    return [_family(name, members, eps) for name, members in zip(_titles(groups), groups, strict=True)]
+
+
+def grouped(runs: Sequence[RunView], one: Callable[[RunView], Any] = attrgetter("seed")) -> list[list[RunView]]:
+    """Runs that are akin together, in the order they came; no two of a group may have the same ``one``.
+
+    Raises InputError for no runs, and for two such.
+    """
     if not runs:
-        raise InputError("No run was given. Give run folders of one or more recipes, e.g. runs/fashion_mnist_ibp-*.")
+        raise InputError("No run was given. Give run folders of one or more recipes, e.g. runs/demo.")
     groups: list[list[RunView]] = []
     for run in runs:
         fitting = (members for members in groups if all(akin(run, member) for member in members))
@@ -146,14 +156,14 @@ def families_of(runs: Sequence[RunView], eps: float | None = None) -> list[Famil
         if members is None:
             groups.append([run])
             continue
-        twice = next((member for member in members if member.seed == run.seed), None)
+        twice = next((member for member in members if one(member) == one(run)), None)
         if twice is not None:
             raise InputError(
                 f"'{twice.folder}' and '{run.folder}' have the same seed {run.seed}: they are no independent runs. "
                 "Leave out one."
             )
         members.append(run)
-    return [_family(name, members, eps) for name, members in zip(_titles(groups), groups, strict=True)]
+    return groups
 
 
 def akin(run: RunView, other: RunView) -> bool:

@@ -10,12 +10,12 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from statistics import fmean
 from typing import Any, ClassVar
 
-from certifiers.errors import InputError
 from certprune.reports.compare import BASELINES
-from certprune.reports.families import akin, by_ibp
+from certprune.reports.families import by_ibp, grouped
 from certprune.reports.ledgers import LedgerView
 from certprune.reports.look import Network, chosen_by, order, percent
 from certprune.reports.read import RunView, Stage, Variant
@@ -144,23 +144,7 @@ def recipes_of(runs: Sequence[RunView]) -> list[list[RunView]]:
     more than one of them holds is taken from the first. Raises InputError for no runs, and for one recipe twice with
     one seed.
     """
-    if not runs:
-        raise InputError("No run was given. Give run folders of one or more recipes, e.g. runs/demo.")
-    groups: list[list[RunView]] = []
-    for run in runs:
-        fitting = (members for members in groups if all(akin(run, member) for member in members))
-        members = next(fitting, None)
-        if members is None:
-            groups.append([run])
-            continue
-        twice = next((m for m in members if (m.seed, m.name) == (run.seed, run.name)), None)
-        if twice is not None:
-            raise InputError(
-                f"'{twice.folder}' and '{run.folder}' have the same seed {run.seed}: they are no independent runs. "
-                "Leave out one."
-            )
-        members.append(run)
-    return groups
+    return grouped(runs, one=attrgetter("seed", "name"))
 
 
 def _section(groups: list[list[RunView]], eps: float, unstable: Mapping[tuple[str, str], float]) -> Section:
