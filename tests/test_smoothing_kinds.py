@@ -141,7 +141,7 @@ def test_a_split_network_is_the_network(name):
     model = NETS[name](dtype=torch.float64)
     x, _ = images(5, dtype=torch.float64)
     noise = torch.randn(7, *SHAPE, dtype=torch.float64)
-    split = split_first_layer(model, SHAPE)
+    split = split_first_layer(model, x)
     assert split.tail is not model
     with torch.no_grad():
         assert torch.allclose(split.tail(split.linear(noise) + split.head(x)[2]), model(x[2] + noise), atol=1e-12)
@@ -161,8 +161,25 @@ def test_what_cannot_be_split_is_run_whole():
             return x * 2 if x.sum() > 0 else x
 
     for model in (Skip(), Branches(), HalfSpace()):
-        split = split_first_layer(model.eval(), (6,) if isinstance(model, HalfSpace) else (4,))
+        split = split_first_layer(model.eval(), torch.rand(3, 6 if isinstance(model, HalfSpace) else 4))
         assert split.tail is model and torch.equal(split.head(torch.ones(2)), torch.ones(2))
+
+
+def test_a_network_that_changed_since_it_was_traced_is_not_split_as_it_was():
+    class Signed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.sign = nn.Linear(4, 2), [1.0]
+
+        def forward(self, x):
+            return self.sign[0] * self.fc(x)
+
+    model, x = Signed().eval(), torch.rand(3, 4)
+    shared = SmoothedClassifier(model, 2, 0.1, shared_noise=True)
+    before = [found.prediction for found in shared.certify(x, 50, 200)]
+    model.sign[0] = -1.0  # in a list, where is_current does not look
+    after = [found.prediction for found in shared.certify(x, 50, 200)]
+    assert after == [found.prediction for found in SmoothedClassifier(model, 2, 0.1).certify(x, 50, 200)] != before
 
 
 @pytest.mark.parametrize("noise", list(KINDS))
@@ -222,7 +239,7 @@ def test_shared_counts_by_hand():
         def forward(self, x):
             return torch.cat([-x, x], 1)
 
-    split = split_first_layer(Sign().eval(), (1,))
+    split = split_first_layer(Sign().eval(), torch.rand(3, 1))
     counts, samples = shared_counts(split, x, fill, [100, 200, 250], 2, 100, lambda c, n, rows: (rows == 1).tolist())
     assert counts.tolist() == [[125, 125], [50, 50], [0, 250]] and samples == [250, 100, 250]
     assert len(seen) == 300  # whole blocks

@@ -63,13 +63,17 @@ class Network:
 class Graph:
     """The structure of a model; holds its layers but none of their values."""
 
-    def __init__(self, nodes: list[Node], owners: list[tuple[nn.Module, str, nn.Module]]):
+    def __init__(self, model: nn.Module, nodes: list[Node], owners: list[tuple[nn.Module, str, nn.Module]]):
         self.nodes = tuple(nodes)
         self._owners = owners
+        self._plain = _plain_attributes(model)
 
-    def is_current(self) -> bool:
-        """False once a layer of the model, or a block that holds one, has been replaced by another object."""
-        return all(getattr(parent, name, None) is child for parent, name, child in self._owners)
+    def is_current(self, model: nn.Module) -> bool:
+        """False once a layer of the model, or a block that holds one, has been replaced by another object, or has
+        another number or word among its attributes: tracing took those for constants."""
+        if not all(getattr(parent, name, None) is child for parent, name, child in self._owners):
+            return False
+        return torch.compiler.is_compiling() or self._plain == _plain_attributes(model)
 
     def bind(self, x: Tensor | None = None) -> Network:
         """Look up all effective weights once; with ``x`` also run the network on it.
@@ -94,6 +98,17 @@ class Graph:
 
 
 _PLACE = "_certifiers_graphs"
+_OF_MODULES = frozenset(vars(nn.Module()))  # among them `training`, which is a key of the cache
+_PLAIN = (bool, int, float, complex, str, tuple, type(None))
+
+
+def _plain_attributes(model: nn.Module) -> list[dict[str, Any]]:
+    """The numbers, words and tuples that modules hold; not those of parametrisations, whose result bind looks up."""
+    return [
+        {key: value for key, value in vars(module).items() if key not in _OF_MODULES and isinstance(value, _PLAIN)}
+        for name, module in model.named_modules()
+        if ".parametrizations" not in f".{name}"
+    ]
 
 
 class _Graphs(dict):
@@ -127,7 +142,7 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
     graphs = model.__dict__.get(_PLACE)
     if graphs is None or graphs.owner != id(model):  # a shallow copy shares what belongs to another model
         graphs = model.__dict__[_PLACE] = _Graphs(model)
-    if key not in graphs or not graphs[key].is_current():
+    if key not in graphs or not graphs[key].is_current(model):
         try:
             graphs[key] = _trace(model, tuple(input_shape))
         except UnsupportedLayer:  # once more, to say where in the code: too slow to ask for each time
@@ -247,7 +262,7 @@ class _Builder:
         if shape is None or len(shape) != 2 or result not in self.places:
             raise InputError(f"The model should return logits of shape (batch, classes), but returns {shape}.")
         place = self.places[result]
-        return Graph(nodes[: place + 1], self.owners)
+        return Graph(self.model, nodes[: place + 1], self.owners)
 
     def _add(self, nodes: list[Node], node: fx.Node) -> None:
         shape = tuple(self.runs[0][node].shape)

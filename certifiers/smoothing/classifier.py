@@ -231,7 +231,7 @@ class SmoothedClassifier:
         stop: Stop | None = None,
     ) -> tuple[Tensor, list[int]]:
         """The same under noise that all inputs share."""
-        split = split_first_layer(self.model, tuple(x.shape[1:]))
+        split = split_first_layer(self.model, x)
         fill = self._fill(seed, SHARED, purpose, x.device)
         return shared_counts(split, x, fill, asked, self.num_classes, batch_size, stop)
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from certifiers.bounds import trace
+from certifiers.bounds import check_against_model, trace
 from certifiers.bounds.graph import Network
 from certifiers.bounds.nonlinear import ReLU
 from certifiers.bounds.operations import AveragePool2d, Conv2d, Linear, Reshape, Scale, Select
@@ -24,6 +24,8 @@ from certifiers.smoothing.noise import BLOCK
 from certifiers.smoothing.sampling import Fill, check_finite, sole_winners
 
 AFFINE = (Scale, Reshape, Select, AveragePool2d, Conv2d, Linear)
+
+_TRIED = 8  # inputs on which the cut network is held against the model
 
 Stop = Callable[[Tensor, int, Tensor], Sequence[bool]]  # (counts, samples so far, rows of x) -> which need no more
 
@@ -40,10 +42,17 @@ class Split:
     tail: Callable[[Tensor], Tensor]
 
 
-def split_first_layer(model: nn.Module, shape: tuple[int, ...]) -> Split:
-    """The model cut behind its first linear or convolutional layer, or, where there is none to find, at its input."""
+def split_first_layer(model: nn.Module, x: Tensor) -> Split:
+    """The model cut behind its first linear or convolutional layer, or, where there is none to find, at its input.
+
+    It is not cut either where its traced form computes something else on some of ``x`` (batch, *shape) under noise.
+    """
     try:
-        network = trace(model, shape).bind()
+        graph = trace(model, tuple(x.shape[1:]))
+        some = x[:_TRIED]
+        noise = torch.randn(some.shape, generator=torch.Generator().manual_seed(0), dtype=some.dtype)
+        check_against_model(graph, model, some + noise.to(some.device))
+        network = graph.bind()
     except UnsupportedLayer:
         network = None
     cut = 0 if network is None else _affine_prefix(network)
