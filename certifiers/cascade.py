@@ -49,7 +49,9 @@ class Cascade:
         return self.deadline is not None and time.monotonic() >= self.deadline
 
     def decide(self, x: Tensor, y: Tensor, numbers: Sequence[int]) -> list[Verdict | None]:
-        """One verdict for each input of a batch; None for those that the end of the run's time left undecided.
+        """One verdict for each input of a batch; None for those that the end of the run's time cut short.
+
+        Which these are depends on how hard each input is, so the verdicts beside a None are no fair sample.
 
         Raises Contradiction, and InputError for logits or answers that make no sense.
         """
@@ -71,6 +73,7 @@ class _State:
     status: Status = Status.unknown
     method: str = ""
     stages: dict[str, float] = field(default_factory=dict)  # seconds by stage
+    finished: bool = False  # the last method answered, and not because the run's time was over
 
     @property
     def seconds(self) -> float:
@@ -96,7 +99,7 @@ class _Batch:
                 state.status, state.method = Status.misclassified, "clean"
 
     def verdicts(self) -> list[Verdict | None]:
-        right = self._open()
+        right, last = self._open(), len(self.cascade.methods) - 1
         if right:
             self._attack(right)
         for place, name in enumerate(self.cascade.methods):
@@ -107,7 +110,10 @@ class _Batch:
                 if self.cascade.late:
                     break
                 self._ask(name, rows[first : first + size], everything=place == 0)
-            self._give_up(last=place == len(self.cascade.methods) - 1)
+                if place == last and not self.cascade.late:
+                    for row in rows[first : first + size]:
+                        self.states[row].finished = True
+            self._give_up(last=place == last)
         return [self._verdict(row) for row in range(len(self.numbers))]
 
     def _open(self) -> list[int]:
@@ -242,7 +248,7 @@ class _Batch:
 
     def _verdict(self, row: int) -> Verdict | None:
         state, label = self.states[row], int(self.y[row])
-        if state.status is Status.unknown and self.cascade.late:
+        if state.status is Status.unknown and self.cascade.late and not state.finished:
             return None
         margin = self.proven[row].scatter(0, self.y[row : row + 1], math.inf).amin().item()
         tried = state.status not in (Status.misclassified, Status.falsified)

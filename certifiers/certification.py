@@ -36,7 +36,7 @@ def certify(
     input_seconds: float | None = None,
     run_seconds: float | None = None,
 ) -> list[Verdict]:
-    """One verdict per input, in the order of `x`; without those that the end of `run_seconds` left undecided.
+    """One verdict per input, in the order of `x`; without those that come after the end of `run_seconds`.
 
     An input is *certified* only if its prediction is right and, for every other class, one method's lower
     bound of logit[label] - logit[class] over the whole threat set is finite and above 0: ties never certify. The
@@ -56,8 +56,9 @@ def certify(
         on_batch: called as (decided, n) after each batch.
         input_seconds: time for each input; one that is undecided by then gets no further method, and the status
             timeout. Methods that optimise or search heed it, the others run to their end.
-        run_seconds: time for this call. What is decided by then is returned and stands in the ledger; inputs that
-            are not have no verdict and no line, so that the same call later goes on with them.
+        run_seconds: time for this call. Inputs up to the first one that is undecided by then have a verdict, and a
+            line in the ledger. Those behind it have none, even where they are decided: which ones are depends on how
+            hard they are. The same call later goes on with them.
 
     Raises:
         InputError: inputs, labels, model, method or ledger that do not fit; the message says what to do.

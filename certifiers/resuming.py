@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -66,8 +67,10 @@ def decide_in_batches(
     """The rows of the inputs ``numbers``, in their order: those ``known``, and new ones, which go to the ledger.
 
     ``decide`` is asked about the places in ``numbers`` of inputs that are not known, ``size`` at a time until it is
-    ``late``; it has None for what it did not get to, which has no row then. ``on_batch``: called as (decided, of how
-    many) after each batch. A Contradiction is written to the ledger and raised on.
+    ``late``; it has None for what it did not get to. Of such a batch, only the inputs before the first None have a row:
+    of those behind it the easy ones alone are decided, and rows of these would make the accuracies of what is there
+    those of a sample that was chosen by its outcome. ``on_batch``: called as (decided, of how many) after each batch.
+    A Contradiction is written to the ledger and raised on.
     """
     pending = [place for place, number in enumerate(numbers) if number not in known]
     done = len(numbers) - len(pending)
@@ -80,7 +83,7 @@ def decide_in_batches(
             if ledger is not None:
                 ledger.record_contradiction(contradiction.details)
             raise
-        rows = [row for row in found if row is not None]
+        rows = list(itertools.takewhile(lambda row: row is not None, found))
         if ledger is not None:
             ledger.append(rows)
         known.update({row.index: row for row in rows})

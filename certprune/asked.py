@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,14 @@ def checked_indices(indices: range | None, count: int | None, available: int, wh
             f"{indices.start}:{indices.stop} came."
         )
     return indices
+
+
+def shortfall(decided: Iterable[int], numbers: range) -> str:
+    """What to say where a ledger with rows of ``decided`` lacks images of ``numbers``; "" where it has them all."""
+    held = len(set(numbers).intersection(decided))
+    if held == len(numbers):
+        return ""
+    return f"{held} of the {len(numbers)} images asked for are in it, and nothing is known of the rest"
 
 
 def begun(

@@ -174,6 +174,60 @@ def test_the_runs_time_leaves_a_ledger_that_goes_on(monkeypatch, tmp_path):
     assert len(whole) == 9 and whole[: len(part)] == part
 
 
+def picky(hard, seconds):
+    """A method that certifies all but the `hard` images (by number), which take it this long each."""
+
+    def method(model, x, y, threat, classes, deadline):
+        logits = model(x)
+        bounds = 0.5 * (logits.gather(1, y[:, None]) - logits)
+        for row, image in enumerate(x):
+            if round(image[0, 0, 0].item() * 100) in hard:
+                time.sleep(seconds)
+                bounds[row] = -1.0
+        return bounds
+
+    return method
+
+
+def numbered(count):
+    """Images that hold their number, their labels the network's own predictions but for that of number 1."""
+    model, x, y = labelled("mlp", count)
+    x[:, 0, 0, 0] = torch.arange(count) / 100
+    y = model(x).argmax(1)
+    y[1] = (y[1] + 1) % CLASSES
+    return model, x, y
+
+
+def test_the_end_of_the_time_chooses_no_image_by_its_outcome(monkeypatch, tmp_path):
+    """Time ends within a batch, with the easy images behind the first undecided one decided: none of these counts."""
+    model, x, y = numbered(20)
+    monkeypatch.setitem(METHODS, "quick", picky(range(4, 20, 3), 0.0))
+    monkeypatch.setitem(METHODS, "dear", picky(range(20), 0.15))
+    monkeypatch.setitem(AT_ONCE, "dear", 1)
+    ball, methods, path = LinfBall(0.01), ["quick", "dear"], tmp_path / "a.jsonl"
+    ask = {"batch_size": 20, **NONE}
+    whole = certify(model, x, y, ball, methods, **ask)
+    assert {row.status.value for row in whole} == {"certified", "misclassified", "unknown"}
+    with Ledger(path, {"eps": 0.01}) as ledger:
+        part = certify(model, x, y, ball, methods, ledger=ledger, run_seconds=0.5, **ask)
+    undecided = [row.index for row in part if row.status is Status.unknown]
+    assert undecided and set(undecided) < {4, 7, 10, 13, 16, 19}  # those asked to the end, though time is over now
+    nearest = undecided[-1] + 3
+    assert [row.index for row in part] == list(range(nearest)) == [row.index for row in read_ledger(path)[1]]
+    assert [row.status for row in part] == [row.status for row in whole[:nearest]]
+    with Ledger(path, {"eps": 0.01}) as ledger:
+        rest = certify(model, x, y, ball, methods, ledger=ledger, **ask)
+    assert [row.status for row in rest] == [row.status for row in whole]
+
+
+def test_time_that_ends_before_the_last_method_leaves_what_is_before_the_first_open_image(monkeypatch):
+    model, x, y = numbered(12)
+    monkeypatch.setitem(METHODS, "quick", picky([5, 9], 0.1))
+    monkeypatch.setitem(METHODS, "never", lambda *_: pytest.fail("asked after the run's time"))
+    part = certify(model, x, y, LinfBall(0.01), ["quick", "never"], batch_size=12, run_seconds=0.1, **NONE)
+    assert [row.index for row in part] == [0, 1, 2, 3, 4]
+
+
 def test_ledgers_of_old_have_no_stages(tmp_path):
     model, x, y = labelled("mlp", 3)
     path = tmp_path / "a.jsonl"

@@ -54,10 +54,34 @@ def test_the_commands_time_is_kept_and_the_same_command_goes_on(cli, work, monke
     words = ("certify", work, "--variant", VARIANT, "--eps", "0.05", "--method", "symbolic")
     assert cli(*words, "--run-seconds", "0.3") == 0, cli.err
     assert "stopped by the time limit after" in cli.out + cli.err
+    assert "Cut short" in cli.out and " of the 8 images asked for are in it" in cli.out
     (path,) = ledgers(work, "eps-0.05-symbolic.jsonl")
     some = len(read_ledger(path)[1])
     assert some < 8
-    assert cli(*words) == 0 and len(read_ledger(path)[1]) == 8
+    assert cli(*words) == 0 and len(read_ledger(path)[1]) == 8 and "Cut short" not in cli.out
+
+
+def test_figures_of_a_part_are_said_to_be_of_a_part(cli, work, monkeypatch):
+    """Time ends within the one batch, at the first image that is open: those after it that are decided do not count."""
+    words = ("certify", work, "--variant", VARIANT, "--eps", "0.001", "--method", "ibp", "--method", "symbolic")
+
+    monkeypatch.setitem(METHODS, "ibp", lambda *args: torch.full(args[4].shape, -1.0))
+    assert cli(*words, "--count", "3") == 0 and "Cut short" not in cli.out
+    (path,) = ledgers(work, "eps-0.001-ibp+symbolic.jsonl")
+    assert len(read_ledger(path)[1]) == 3
+    monkeypatch.setitem(METHODS, "symbolic", lambda *args: pytest.fail("asked after the time"))
+    monkeypatch.setitem(METHODS, "ibp", lambda *args: time.sleep(0.6) or torch.full(args[4].shape, -1.0))
+    assert cli(*words, "--run-seconds", "0.5") == 0, cli.err
+    held = len(read_ledger(path)[1])
+    assert 3 <= held < 8 and f"{path}: {held} images, clean" in cli.out
+    assert f"Cut short: {path}: {held} of the 8 images asked for are in it" in cli.out
+
+
+def test_a_cut_in_radii_is_said(cli, work, monkeypatch):
+    monkeypatch.setattr("certprune.cli.radii.Countdown", lambda seconds: lambda: 1e-9)
+    words = ("certify", work, "--variant", VARIANT, "--radius", "--eps", "0.1", "--run-seconds", "1")
+    assert cli(*words) == 0, cli.err
+    assert "Cut short" in cli.out and "0 of the 8 images asked for" in cli.out
 
 
 def test_radii_and_their_curve(cli, work):

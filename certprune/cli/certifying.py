@@ -11,7 +11,7 @@ import typer
 from certifiers.errors import InputError
 from certprune.cli.app import app, console
 from certprune.cli.options import Countdown, check_external, check_limits, chosen_images, chosen_radius, chosen_variants
-from certprune.cli.radii import certify_radii
+from certprune.cli.radii import certify_radii, say_cut_short
 from certprune.cli.sessions import Session, session
 
 
@@ -58,6 +58,7 @@ def certify(
     ] = 60.0,
 ) -> None:
     """Decide images of a run's networks, into its ledgers. Skips what is decided, goes on after a cut."""
+    from certprune.asked import asked_images
     from certprune.runs import open_run
     from certprune.subjects import chosen_networks
 
@@ -78,8 +79,9 @@ def certify(
     asked = None if external is None else (external, external_timeout)
     with session(work) as here:
         ledgers, troubles = _certified(here, names, radii, Countdown(run_seconds), options, asked)
+        wanted = asked_images(work, here.data, numbers, work.recipe.certify.count).numbers
     for path in ledgers:
-        _say(path)
+        _say(path, wanted)
     for trouble in troubles:
         here.screen.print(f"[yellow]External verifier:[/yellow] {trouble}", soft_wrap=True)
 
@@ -230,16 +232,18 @@ def compare(
     console().print(f"Page: {out}, {out.with_suffix('.csv')}", soft_wrap=True)
 
 
-def _say(path: Path) -> None:
-    """What a ledger sums up to, and which stage decided how much."""
+def _say(path: Path, wanted: range) -> None:
+    """What a ledger sums up to, what it lacks of the images that were asked for, and which stage decided how much."""
     from certifiers.verdict import read_ledger, summarise
     from certprune.reports.ledgers import LedgerView
     from certprune.reports.stages import stage_table
 
     header, verdicts = read_ledger(path)
-    if not verdicts:  # no time was left for it, or an external verifier said nothing; why is said elsewhere
+    if verdicts:
+        console().print(f"{path}: {summarise(verdicts)}", soft_wrap=True)
+    say_cut_short(path, (verdict.index for verdict in verdicts), wanted)
+    if not verdicts:
         return
-    console().print(f"{path}: {summarise(verdicts)}", soft_wrap=True)
     console().print(stage_table(LedgerView(path, header, verdicts)))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ def certify_radii(
     """
     from certifiers.methods import method_names
     from certifiers.radius import read_radius_ledger
+    from certprune.asked import asked_images
     from certprune.radii import radii_text, radius_network
 
     grid = work.recipe.eps_grid
@@ -50,6 +51,19 @@ def certify_radii(
         for name in names:
             limits = {**options, "progress": here.progress, "run_seconds": time_left()}
             ledgers.append(radius_network(work, name, here.data, here.device, **limits))
+        wanted = asked_images(work, here.data, numbers, work.recipe.certify.count).numbers
     for path in ledgers:
         rows = read_radius_ledger(path)[1]
-        console().print(f"{path}: {len(rows)} images, {radii_text(rows, len(rows))}", soft_wrap=True)
+        if rows:
+            console().print(f"{path}: {len(rows)} images, {radii_text(rows, len(rows))}", soft_wrap=True)
+        say_cut_short(path, (row.index for row in rows), wanted)
+
+
+def say_cut_short(path: Path, decided: Iterable[int], wanted: range) -> None:
+    """Say so where the ledger ``path`` lacks images that were asked for, because time ended before them."""
+    from certprune.asked import shortfall
+
+    lacking = shortfall(decided, wanted)
+    if lacking:
+        text = f"[yellow]Cut short:[/yellow] {path}: {lacking}; the same command goes on."
+        console().print(text, soft_wrap=True)
