@@ -76,18 +76,20 @@ def _convert(lirpa: types.ModuleType, network: nn.Module, x: Tensor, logits: Ten
                 f"auto_LiRPA cannot bound this network because of {', '.join(unsupported) or error}. "
                 "Write it with layers that auto_LiRPA supports, or use another method."
             ) from error
-    branches = [warning for warning in warned if "to a Python boolean" in str(warning.message)]
-    if branches:
+    taken = [warning for warning in warned if "Converting a tensor to a Python" in str(warning.message)]
+    if taken:
         raise UnsupportedLayer(
-            "auto_LiRPA traces one run of the network, but this network's forward pass branches on a tensor "
-            f"({branches[0].filename}:{branches[0].lineno}), so that the trace would hold for that one input. "
-            "Write it without the branch, or use another method."
+            "auto_LiRPA traces one run of the network, but this network's forward pass takes a number out of a tensor "
+            f"or branches on it ({taken[0].filename}:{taken[0].lineno}), so that the trace would hold for that one "
+            "input. Write it without, or use another method."
         )
     bounded.eval()
     _keep_trainable(bounded, trainable)
     with torch.no_grad():
-        same = torch.allclose(bounded(x.detach()), logits, rtol=1e-3, atol=1e-4 * (1 + float(logits.abs().max())))
-    if not same:
+        pairs = [(bounded(x.detach()), logits)]
+        for point in (x.detach().mean() + 0 * x, x.detach().roll(1, -1), x.detach().square()):
+            pairs.append((bounded(point), network(point)))
+    if not all(torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max())) for a, b in pairs):
         raise UnsupportedLayer(
             "auto_LiRPA's graph of this network computes other logits than the network itself, so its bounds "
             "would be about something else. Use another method for this network."

@@ -143,6 +143,9 @@ def test_no_inputs_no_bounds():
     [
         (Calls(lambda x: torch.erfinv(x * 0.5)), "erfinv"),
         (Calls(lambda x: x if x.sum() > 0 else -x), "branches"),
+        (Calls(lambda x: -x if 0.3 < x.mean().item() < 0.4 else x), "takes a number out of a tensor"),
+        (Calls(lambda x: x * (float(x.sum()) - 0.3)), "takes a number out of a tensor"),
+        (Calls(lambda x: x * x.flatten().tolist()[0]), "takes a number out of a tensor"),
     ],
 )
 def test_an_unsupported_layer_is_named(first, names):

@@ -287,3 +287,38 @@ def test_a_leaf_whose_bound_is_no_number_is_not_proven(monkeypatch):
     monkeypatch.setattr(tree, "_leaf", lambda problem, leaf: (float("nan"), None))
     pool = tree.Domains(*(torch.ones(1, 1) for _ in range(8)))
     assert tree._without_leaves(None, pool, None)[2] <= 0
+
+
+@pytest.mark.parametrize("method", ["ibp", "crown-ibp", "crown", "alpha-crown"])
+def test_what_underflows_is_not_lost(method):
+    """0.6 * 1e-25 * 1e-25 is 0 in single precision, and 1e25 * 1e25 brings it back in exact arithmetic."""
+    layers = [nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 2)]
+    net = nn.Sequential(*layers).eval().requires_grad_(False)
+    for layer, weight in zip(layers[::2], ([[1e-25]], [[1e-25]], [[1e25]], [[-1e25], [0.0]]), strict=True):
+        layer.weight.copy_(torch.tensor(weight))
+        layer.bias.zero_()
+    net[-1].bias[0] = 0.5
+    assert (copy.deepcopy(net).double()(torch.tensor([[0.9]]).double()) @ torch.tensor([1.0, -1.0]).double()) < -0.3
+    (found,) = certify(net, torch.tensor([[0.6]]), torch.tensor([0]), LinfBall(0.35), method, attack_steps=0)
+    assert found.status is Status.unknown
+
+
+def test_a_leaf_counts_in_what_is_proven(monkeypatch):
+    from certifiers.exact import tree
+
+    for name, value in {"ROOT_STEPS": 0, "STEPS": 0, "FEW_UNITS": -1}.items():
+        monkeypatch.setattr(tree, name, value)
+    leaf, leaves = tree._leaf, []
+    monkeypatch.setattr(tree, "_leaf", lambda *given: leaves.append(leaf(*given)) or leaves[-1])
+    grid = torch.cartesian_prod(*[torch.linspace(0, 1, 101).double()] * 2)
+    for seed in range(6):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2)).double().eval().requires_grad_(False)
+        for parameter in net.parameters():
+            parameter *= 3
+        logits = net(grid)
+        net[2].bias[0] += 0.02 - (logits[:, 0] - logits[:, 1]).min()
+        found = decide(net, torch.full((2,), 0.5).double(), 0, LinfBall(0.5), 5.0)
+        logits = net(grid)
+        assert found.bound <= (logits[:, 0] - logits[:, 1]).min() + 1e-9
+    assert leaves

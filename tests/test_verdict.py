@@ -134,7 +134,7 @@ def _last(path: Path) -> int:
     return int(lines[-1]) if lines else 0
 
 
-@pytest.mark.parametrize("key", ["model", "data", "split", "eps", "norm", "method"])
+@pytest.mark.parametrize("key", ["model", "data", "split", "eps", "norm", "method", "external", "timeout"])
 def test_a_ledger_of_another_experiment_is_refused(tmp_path, key):
     path = tmp_path / "a.jsonl"
     written(path, 2)
@@ -143,7 +143,7 @@ def test_a_ledger_of_another_experiment_is_refused(tmp_path, key):
     other = {**HEADER, key: 0.2 if key == "eps" else "another"}
     with pytest.raises(InputError, match=f"another {key}") as caught:
         Ledger(path, other)
-    assert str(HEADER[key]) in str(caught.value) and str(other[key]) in str(caught.value)
+    assert str(HEADER.get(key)) in str(caught.value) and str(other[key]) in str(caught.value)
     assert path.read_bytes() == content
 
 
@@ -168,10 +168,74 @@ def test_no_index_twice(tmp_path):
 def test_verdicts_for_another_threat_set_are_refused(tmp_path):
     with Ledger(tmp_path / "a.jsonl", HEADER) as ledger:
         for change in ({"eps": 0.2}, {"norm": "l2"}):
-            with pytest.raises(InputError, match="its own ledger"):
+            with pytest.raises(InputError, match="has its own ledger"):
                 ledger.append([verdict(0), verdict(1, **change)])
         assert ledger.verdicts == []
     assert read_ledger(tmp_path / "a.jsonl")[1] == []
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"eps": 0.01}, "for eps 0.1, but it for eps 0.01"),
+        ({"norm": "l2"}, "for norm linf, but it for norm l2"),
+        ({"label": 2}, "certified with prediction 3 and label 2"),
+        ({"label": 2, "status": "falsified"}, "falsified with prediction 3 and label 2"),
+        ({"status": "misclassified"}, "misclassified with prediction 3 and label 3"),
+        ({"margin": -5.0}, "certified with a margin of -5.0"),
+        ({"margin": 0.0}, "certified with a margin of 0.0"),
+        ({"margin": math.nan}, "certified with a margin of nan"),
+    ],
+)
+def test_rows_that_cannot_be_true_are_neither_read_nor_written(tmp_path, change, says):
+    """Edited by hand, say, or of another ledger: two files put together by cat."""
+    path = tmp_path / "a.jsonl"
+    written(path, 1)
+    row = {**vars(verdict(1)), **change}
+    with Ledger(path, HEADER) as ledger, pytest.raises(InputError, match=f"input 1 cannot go .*{says}"):
+        ledger.append([Verdict(**{**row, "status": Status(row["status"])})])
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    content = path.read_bytes()
+    for use in (lambda: read_ledger(path), lambda: Ledger(path, HEADER)):
+        with pytest.raises(InputError, match=f"Line 3 .*cannot be true: .*{says}"):
+            use()
+    assert path.read_bytes() == content
+
+
+def test_only_an_undecided_verdict_gives_way_to_another(tmp_path):
+    path, done = tmp_path / "a.jsonl", Status.certified
+    rows = [verdict(0), verdict(1, Status.unknown, margin=-1.0), verdict(2, Status.timeout, margin=None)]
+    with Ledger(path, HEADER) as ledger:
+        ledger.append(rows)
+        content = path.read_bytes()
+        for bad in (verdict(0), verdict(5), verdict(1, eps=0.2), verdict(1, margin=-1.0)):
+            with pytest.raises(InputError, match="no undecided verdict for input|cannot go"):
+                ledger.settle(bad)
+        assert path.read_bytes() == content
+        ledger.settle(verdict(1, done))
+        assert read_ledger(path)[1] == ledger.verdicts == [rows[0], verdict(1, done), rows[2]]
+        with pytest.raises(InputError, match="another process"):
+            Ledger(path, HEADER)  # the lock goes over to the new file
+        ledger.append([verdict(3)])
+        ledger.settle(verdict(2, Status.falsified, margin=None))
+    assert [row.status.value for row in read_ledger(path)[1]] == ["certified", "certified", "falsified", "certified"]
+    with Ledger(path, HEADER) as ledger:
+        assert ledger.decided == {0, 1, 2, 3}
+    assert os.listdir(tmp_path) == ["a.jsonl"]
+
+
+def test_a_row_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
+    with Ledger(tmp_path / "a.jsonl", HEADER) as ledger:
+        ledger.append([verdict(0, Status.unknown, margin=None)])
+        content = ledger.path.read_bytes()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", _full_disk)
+            with pytest.raises(OSError, match="full"):
+                ledger.settle(verdict(0))
+        assert ledger.path.read_bytes() == content and ledger.verdicts[0].status is Status.unknown
+        ledger.settle(verdict(0))
+    assert read_ledger(tmp_path / "a.jsonl")[1] == [verdict(0)]
 
 
 def _replace_line(number: int, line: bytes):
@@ -374,3 +438,24 @@ def test_wilson_interval_by_its_formula(count, n):
 def test_no_verdicts_no_accuracy():
     with pytest.raises(InputError, match="at least one verdict"):
         summarise([])
+
+
+def test_hash_sees_numbers_that_only_a_module_of_ones_own_holds():
+    class Signed(nn.Module):
+        def __init__(self, sign):
+            super().__init__()
+            self.sign = sign
+
+    assert len({model_hash(Signed(sign)) for sign in (1.0, -1.0, (1, 2), (2, 1), None)}) == 5
+
+
+def test_hash_sees_how_a_compacted_network_is_wired():
+    from certprune.compact.layers import build
+
+    one = {"kind": "linear", "in_features": 1, "out_features": 2, "bias": False, "inputs": [0]}
+    tensors = {f"layers.linear{i}.weight": torch.tensor([[float(i)], [0.0]]) for i in (1, 2)}
+    nets = [
+        build([one, one, {"kind": "difference", "inputs": way}], tensors, torch.float32) for way in ([1, 2], [2, 1])
+    ]
+    x = torch.ones(1, 1)
+    assert not torch.equal(nets[0](x), nets[1](x)) and model_hash(nets[0]) != model_hash(nets[1])

@@ -408,3 +408,21 @@ def test_bounds_decide_linear_networks_exactly(method):
     for gap, gone in ((1e-6, False), (-1e-6, True), (1e-12, False), (0.0, False)):
         rows = Rows([Polytope(row, (least + gap).reshape(1))])
         assert excluded(network, intervals, rows, method).tolist() == [[gone]]
+
+
+@pytest.mark.parametrize("size", ["1e6", "1e28"])
+def test_a_bound_that_is_no_number_proves_nothing(size, tmp_path):
+    """y = relu(2 - |x - 5|) is 2 at 5; over a box of 1e28 rounding leaves the units without finite bounds."""
+    weights = {"w1": [[1, -1]], "b1": [-5, 5], "w2": [[-1], [-1]], "b2": [2]}
+    weights = {name: np.array(value, dtype=np.float32) for name, value in weights.items()}
+    nodes = [
+        ("Gemm", ["X", "w1", "b1"], ["a"], {}),
+        ("Relu", ["a"], ["r"], {}),
+        ("Gemm", ["r", "w2", "b2"], ["c"], {}),
+        ("Relu", ["c"], ["Y"], {}),
+    ]
+    ends = f"(declare-const X_0 Real)(declare-const Y_0 Real)(assert (>= X_0 -{size}))(assert (<= X_0 {size}))"
+    assert (
+        verify(made(tmp_path, nodes, weights, [1, 1]), parse_property(ends + "(assert (>= Y_0 1))"), 8).verdict
+        != "unsat"
+    )

@@ -145,11 +145,12 @@ def crown_intervals(network: Network, intervals: Intervals, memory_mb: float, me
         samples, units = unstable.flatten(1).nonzero(as_tuple=True)
         if len(samples) == 0:
             continue
-        found = _unit_bounds(network, place, samples, units, intervals, memory_mb)
+        least, most = _unit_bounds(network, place, samples, units, intervals, memory_mb)
+        was = box.lower.flatten(1)[samples, units], box.upper.flatten(1)[samples, units]
         if meet:
-            least, most = found
-            was = box.lower.flatten(1)[samples, units], box.upper.flatten(1)[samples, units]
-            found = torch.maximum(least, was[0]), torch.minimum(most, was[1])
+            least, most = torch.maximum(least, was[0]), torch.minimum(most, was[1])
+        # Where rounding leaves no finite bound, the interval stays: a box has a centre and a radius.
+        found = torch.where(least.isfinite(), least, was[0]), torch.where(most.isfinite(), most, was[1])
         lower, upper = (
             old.flatten(1).index_put((samples, units), values).reshape(old.shape)
             for old, values in zip((box.lower, box.upper), found, strict=True)

@@ -7,8 +7,8 @@ its value is made of, over the whole region. Boxes are made wider, and backward 
 
 The claim is about the network whose weights are the floating-point numbers at hand, evaluated in exact arithmetic, and
 rests on sums of products as such: convolutions by Winograd's or Fourier's transform, and products of fewer bits
-(TF32), are outside, so single precision is relied on only where :func:`single_is_single`. Numbers are taken to stay
-within 1e12, where underflow cannot matter; beyond, bounds are -inf.
+(TF32), are outside, so single precision is relied on only where :func:`single_is_single`. A product that underflows
+is off by at most the smallest normal number, whether the machine keeps smaller ones or not, and is counted as well.
 """
 
 from __future__ import annotations
@@ -40,6 +40,11 @@ def single_is_single(device: torch.device) -> bool:
     return device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
 
 
+def underflow(terms: int, like: Tensor) -> float:
+    """By how much the underflow of products, and what this formula leaves out, may move a sum of so many."""
+    return (terms + _SPARE_TERMS) * torch.finfo(like.dtype).tiny
+
+
 def size(box: Interval) -> Tensor:
     """The largest absolute value in a box, ``(batch, *shape)``."""
     return box.centre.abs() + box.radius
@@ -54,7 +59,9 @@ def between(lower: Tensor, upper: Tensor) -> Interval:
 def widened(operation: Any, box: Interval, inputs: list[Interval]) -> tuple[Interval, Tensor]:
     """The ``box`` that an operation computes for inputs in boxes, wider by what rounding may have cost; its reach."""
     reach = torch.maximum(operation.reach(*map(size, inputs)), size(box))
-    box = Interval(box.centre, box.radius + gamma(operation.terms, reach.dtype) * reach)
+    box = Interval(
+        box.centre, box.radius + gamma(operation.terms, reach.dtype) * reach + underflow(operation.terms, reach)
+    )
     return box, torch.maximum(reach, size(box))
 
 
@@ -87,8 +94,13 @@ class Tally:
     @torch.no_grad()
     def passed(self, place: int, inputs: tuple[int, ...], constant: Tensor | float, pending: Container[int]) -> None:
         """They were: with this ``constant``, and coefficients of ``inputs``, to be added to those ``pending``."""
-        relaxed = isinstance(self.operations[place], NONLINEAR)
-        if isinstance(self.operations[place], ReLU):  # all terms of its constant have one sign: their sum is their size
+        operation = self.operations[place]
+        for i in inputs:  # a coefficient that is off by so much is about a value of that size
+            reach = self.reach[i] if self.samples is None else self.reach[i][self.samples]
+            lost = underflow(operation.backward_terms(self.reach[place].shape[1:]), reach) * reach.flatten(1).sum(1)
+            self._loss = self._loss + lost.unsqueeze(1)
+        relaxed = isinstance(operation, NONLINEAR)
+        if isinstance(operation, ReLU):  # all terms of its constant have one sign: their sum is their size
             terms = total_terms(self.reach[place].shape[1:]) + len(self.operations)
             self._loss = self._loss + gamma(terms, constant.dtype) * constant.abs()
         for i in inputs:

@@ -69,8 +69,9 @@ def search(problem: Reduced, deadline: float, confirm: Callable[[Tensor], bool])
         pool, witness, least = _without_leaves(problem, pool, confirm)
         if witness is not None:
             return Outcome(False, -torch.inf, witness, counted)
-        if least <= 0:  # on the edge: neither provable nor, in the network's own arithmetic, broken
+        if not least > 0:  # on the edge: neither provable nor, in the network's own arithmetic, broken
             return Outcome(None, least, None, counted)
+        floor = min(floor, least)
         if len(pool):
             pool, found = _split(problem, pool, deadline)
             counted += len(pool)

@@ -33,7 +33,7 @@ def split_inputs(left: Left) -> tuple[str, Tensor | None]:
         some, lowers = lowers[-_BATCH:], lowers[:-_BATCH]
         ends, uppers = uppers[-_BATCH:], uppers[:-_BATCH]
         excess, reach = _bounds(network, some, ends, rows)
-        open_ = (excess <= 0).any(1)
+        open_ = ~(excess > 0).all(1)  # where a bound is not a number, nothing is known
         some, ends, reach = some[open_], ends[open_], reach[open_]
         if not len(some):
             continue
@@ -67,4 +67,5 @@ def _bounds(network: Network, lower: Tensor, upper: Tensor, rows: Rows) -> tuple
     least = lower_bounds(network, len(network.nodes) - 1, everywhere, intervals) - rows.b - slack
     excess = rows.best(least)
     (slope,) = torch.autograd.grad(excess.clamp(max=0).sum(), radius)
-    return excess.detach(), (radius * slope.abs()).detach() + 1e-12 * radius.detach()
+    reach = (radius * slope.abs()).detach().nan_to_num(0.0, posinf=0.0) + 1e-12 * radius.detach()
+    return excess.detach(), reach

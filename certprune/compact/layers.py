@@ -71,6 +71,9 @@ class Branched(nn.Module):
         self.layers = nn.ModuleDict(layers)
         self.inputs = tuple(tuple(places) for places in inputs)
 
+    def extra_repr(self) -> str:
+        return f"inputs={self.inputs}"
+
     def forward(self, x: Tensor) -> Tensor:
         values = [x]
         for layer, places in zip(self.layers.values(), self.inputs, strict=True):
