@@ -52,6 +52,7 @@ def config_of(name: str = "demo", seed: int = 0, eps: tuple[float, ...] = (0.02,
 def write_run(folder: Path, *, name: str = "demo", seed: int = 0, count: int = 500, **config) -> Path:
     """Write a finished run to ``folder``; ``config`` is passed to :func:`config_of`."""
     config = config_of(name, seed, **config)
+    config["certify"]["count"] = count
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     (folder / "provenance.json").write_text(json.dumps(_provenance(config)))

@@ -29,7 +29,7 @@ def write(folder, nets, seed=0, *, plans=None, name="study", validation=None, ke
     """
     plans = {key: {**plan, "name": key} for key, plan in (plans or PLANS).items()}
     config = {**config_of(name, seed, eps=(0.1,)), "variants": list(plans.values()), **config}
-    config["certify"]["count"] = None
+    config["certify"]["count"] = IMAGES
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "provenance.json").write_text(json.dumps({"stages": {"pretrain": {"seconds": 36.0}}}))

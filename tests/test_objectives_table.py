@@ -34,7 +34,7 @@ def write(folder, counts, *, seed=0, name="crown", objective=("crown_ibp", 0.1),
     folder.mkdir(parents=True)
     config = config_of(name, seed, eps=(objective[1],))
     config["objective"] = {"name": objective[0], "eps": objective[1]}
-    config["variants"], config["certify"] = VARIANTS, {**config["certify"], **(certify or {})}
+    config["variants"], config["certify"] = VARIANTS, {**config["certify"], "count": count, **(certify or {})}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "provenance.json").write_text(json.dumps({"stages": {"pretrain": {"seconds": 36.0}}}))
     for stage, seconds in {"pretrain": 36.0, **{f"{name}/finetune": 10.0 for name in counts}}.items():
@@ -269,7 +269,7 @@ def noisy(tmp_path):
         folder = write(tmp_path / f"gaussian-{seed}", {}, seed=seed, name="gaussian", certify={"eps": []})
         config = yaml.safe_load((folder / "config.yaml").read_text())
         config["objective"] = {"name": "gaussian", "sigma": 0.25}
-        config["certify"] |= {"eps": None, "smoothing": {"sigma": 0.25, "radii": [0.0, 0.25, 0.5]}}
+        config["certify"] |= {"eps": None, "smoothing": {"sigma": 0.25, "count": 4, "radii": [0.0, 0.25, 0.5]}}
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         smooth(folder, "dense", radii)
         smooth(folder, "score-uniform-0.99", [0.6, 0.6, 0.1, None])

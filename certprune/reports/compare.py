@@ -14,6 +14,7 @@ from certprune.reports.ledgers import LedgerView
 from certprune.reports.read import RunView, Variant
 from certprune.reports.rows import Column, Rate, ordered, points
 from certprune.reports.seeds import check_same_recipe, mean_rate
+from certprune.reports.smoothed import SmoothedView
 
 BASELINES = ("magnitude", "random", "snip", "taylor")
 Z95 = 1.959963984540054
@@ -45,12 +46,15 @@ class Difference:
 
 
 def pairs_to_compare(run: RunView) -> list[tuple[Variant, Variant]]:
-    """Each learned criterion against each baseline of the same sparsity and budget, and against the dense network."""
+    """Each learned criterion against each baseline that shares all but it, and against the dense network.
+
+    All but the criterion: sparsity, budget, and how it was pruned (schedule, pattern and floor).
+    """
     pairs = []
     learned = [v for v in run.variants if v.criterion and v.criterion not in BASELINES]
     for variant in learned:
         for other in run.variants:
-            equal = (other.sparsity, other.budget) == (variant.sparsity, variant.budget)
+            equal = (other.sparsity, other.budget, other.how) == (variant.sparsity, variant.budget, variant.how)
             if (equal and other.criterion in BASELINES) or other.name == "dense":
                 pairs.append((variant, other))
     return pairs
@@ -60,7 +64,9 @@ def differences(runs: Sequence[RunView], eps: float | None = None) -> list[Diffe
     """The paired differences at ``eps`` (default: the main eps of the first run).
 
     One run: paired over images. Several runs of one recipe: paired over seeds, a 95 % t-interval over the seeds'
-    differences. Raises InputError if several runs are not one recipe with different seeds.
+    differences, each over the images that both networks have. A seed counts where neither lacks images which other
+    networks of its run have, as in :func:`~certprune.reports.seeds.aggregate`. Raises InputError if several runs are
+    not one recipe with different seeds.
     """
     if len(runs) != 1:
         check_same_recipe(runs)
@@ -76,7 +82,7 @@ def _over_images(run: RunView, eps: float) -> list[Difference]:
     found = []
     for first, second in pairs_to_compare(run):
         one, other = first.ledger(eps), second.ledger(eps)
-        if one is None or other is None or one.images != other.images:
+        if one is None or other is None or not alike(one, other):
             continue
         only_one, only_other, n = discordant(one, other)
         if n:
@@ -91,14 +97,20 @@ def _over_seeds(runs: Sequence[RunView], eps: float) -> list[Difference]:
         gaps = []
         for run in runs:
             here = [run.variant(variant.name) for variant in (first, second)]
-            ledgers = [variant.ledger(eps) for variant in here if variant is not None]
-            if len(ledgers) == 2 and None not in ledgers:
-                gaps.append(ledgers[0].summary.certified.value - ledgers[1].summary.certified.value)
+            ledgers = [ledger for variant in here if variant is not None and (ledger := variant.ledger(eps))]
+            if len(ledgers) == 2 and alike(*ledgers) and all(map(run.whole, ledgers)):
+                only_one, only_other, n = discordant(*ledgers)
+                gaps.append((only_one - only_other) / n)
         if gaps:
             found.append(
                 Difference(*names(runs[0], first, second), eps, "seeds", len(gaps), mean_rate(gaps, bounded=False))
             )
     return found
+
+
+def alike(one: LedgerView | SmoothedView, other: LedgerView | SmoothedView) -> bool:
+    """Whether two ledgers are about images of one split, and were certified in one norm and in one way."""
+    return (one.images, one.settings) == (other.images, other.settings)
 
 
 def discordant(one: LedgerView, other: LedgerView) -> tuple[int, int, int]:

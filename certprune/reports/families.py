@@ -15,7 +15,7 @@ from typing import Any
 
 from certifiers.errors import InputError
 from certifiers.verdict import Status
-from certprune.reports.compare import BASELINES, pairs_to_compare
+from certprune.reports.compare import BASELINES, alike, pairs_to_compare
 from certprune.reports.ledgers import LedgerView
 from certprune.reports.look import BUDGETS, NORMS, chosen_by, objective_label, percent
 from certprune.reports.read import RunView, Variant
@@ -77,7 +77,7 @@ class NetworkRow:
 
 @dataclass(frozen=True)
 class GapRow:
-    """A learned criterion minus a baseline of the same sparsity and budget, paired over the seeds."""
+    """A learned criterion minus a baseline that shares all but the criterion, paired over the seeds."""
 
     label: str  # "learned scores − least magnitude"
     first: Variant
@@ -101,13 +101,18 @@ class FamilyTable:
         return next((row for row in self.rows if row.variant.criterion is None), None)
 
     def gap(self, sparsity: float, budget: str) -> GapRow | None:
-        """Scores learned against the family's own objective minus magnitude, at this sparsity and budget."""
+        """Scores learned against the family's own objective minus magnitude, at this sparsity and budget.
+
+        Both in one shot and without a pattern where that was done, else as the first pair there is.
+        """
         wanted = ("score", None, sparsity, budget, "magnitude")
-        for gap in self.gaps:
-            each = gap.first
-            if (each.criterion, each.objective, each.sparsity, each.budget, gap.second.criterion) == wanted:
-                return gap
-        return None
+        found = [
+            gap
+            for gap in self.gaps
+            for each in [gap.first]
+            if (each.criterion, each.objective, each.sparsity, each.budget, gap.second.criterion) == wanted
+        ]
+        return min(found, key=lambda gap: gap.first.how != "", default=None)
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,8 @@ class Family:
 def families_of(runs: Sequence[RunView], eps: float | None = None) -> list[Family]:
     """The runs as families, in the order they came; ``eps`` for all of them (default: each recipe's own).
 
-    Runs of a family need not hold the same networks, nor certify as many images: each row counts its own seeds.
+    Runs of a family need not hold the same networks, nor certify as many images: each row counts its own seeds. A
+    ledger that lacks images which others of its run have is left out, and the family's ``missing`` says it.
 
     Raises InputError for no runs, and for a recipe that was given twice with one seed.
     """
@@ -230,7 +236,8 @@ def _table(runs: list[RunView], source: Source) -> FamilyTable:
     fullest = max(runs, key=lambda run: len(run.variants))
     networks = [(variant, label) for variant, label in ordered(fullest).values() if variant.name != "pretrain"]
     found = {
-        variant.name: {run.seed: _figures(run.variant(variant.name), source) for run in runs} for variant, _ in networks
+        variant.name: {run.seed: _whole(run, run.variant(variant.name), source) for run in runs}
+        for variant, _ in networks
     }
     ledgers = [ledger for run in runs for variant in run.variants if (ledger := _ledger(variant, source)) is not None]
     gaps = [
@@ -242,7 +249,7 @@ def _table(runs: list[RunView], source: Source) -> FamilyTable:
         source=source,
         images=" and ".join(dict.fromkeys(ledger.images for ledger in ledgers)),
         note=_note(ledgers, source),
-        rows=[NetworkRow(label, variant, _means(found[variant.name], source)) for variant, label in networks],
+        rows=[NetworkRow(label, variant, _averaged(found[variant.name], source)) for variant, label in networks],
         gaps=sorted(gaps, key=lambda gap: (gap.first.sparsity or 0.0, gap.first.budget or "")),
     )
 
@@ -255,11 +262,14 @@ def _ledger(variant: Variant | None, source: Source) -> Any:
     return ledger_at(variant.smoothed, source.level)
 
 
-def _figures(variant: Variant | None, source: Source) -> dict[str, float] | None:
-    """The accuracies of one network of one run and, under ``n``, over how many images; None without a ledger."""
+def _whole(run: RunView, variant: Variant | None, source: Source) -> Any:
+    """A network's ledger, if it has the images that others of its run have; else None."""
     ledger = _ledger(variant, source)
-    if ledger is None:
-        return None
+    return ledger if ledger is not None and run.whole(ledger) else None
+
+
+def _figures(ledger: Any, source: Source) -> dict[str, float]:
+    """The accuracies of one network of one run and, under ``n``, over how many images."""
     if source.kind == "bounds":
         summary = ledger.summary
         figures = {name: getattr(summary, name).value for name in ("clean", "attack", "certified")}
@@ -276,8 +286,12 @@ def by_ibp(ledger: LedgerView) -> dict[str, float]:
     return {"ibp": proven / len(ledger.verdicts)}
 
 
-def _means(found: dict[int | None, dict[str, float] | None], source: Source, bounded: bool = True) -> Cells:
-    held = {seed: figures for seed, figures in found.items() if figures is not None}
+def _averaged(ledgers: dict[int | None, Any], source: Source) -> Cells:
+    held = {seed: _figures(ledger, source) for seed, ledger in ledgers.items() if ledger is not None}
+    return _means(held, source)
+
+
+def _means(held: dict[int | None, dict[str, float]], source: Source, bounded: bool = True) -> Cells:
     each = {
         measure.key: tuple(figures[measure.key] for figures in held.values() if measure.key in figures)
         for measure in source.measures
@@ -287,13 +301,21 @@ def _means(found: dict[int | None, dict[str, float] | None], source: Source, bou
 
 
 def _paired(first: dict, second: dict, source: Source) -> Cells:
-    """Differences of the seeds that have both networks, on equally many images."""
-    gaps: dict[int | None, dict[str, float] | None] = {}
-    for seed in first:
-        one, other = first[seed], second[seed]
-        if one is not None and other is not None and one["n"] == other["n"]:
+    """Differences of the seeds that have both networks, over the images that both were certified on."""
+    gaps: dict[int | None, dict[str, float]] = {}
+    for seed, ledgers in ((seed, (first[seed], second[seed])) for seed in first):
+        if None not in ledgers and alike(*ledgers):
+            shared = frozenset.intersection(*(ledger.indices for ledger in ledgers))
+            one, other = (_figures(_over(ledger, shared), source) for ledger in ledgers)
             gaps[seed] = {key: one[key] - other[key] for key in one.keys() & other.keys() - {"n"}} | {"n": one["n"]}
     return _means(gaps, source, bounded=False)
+
+
+def _over(ledger: Any, images: frozenset[int]) -> Any:
+    """The ledger's part about these images."""
+    if ledger.indices == images:
+        return ledger
+    return replace(ledger, verdicts=[verdict for verdict in ledger.verdicts if verdict.index in images])
 
 
 def _difference(first: Variant, second: Variant) -> str:

@@ -14,16 +14,18 @@ from certprune.reports.families import (
     FamilyTable,
     GapRow,
     Measure,
+    NetworkRow,
     budget_label,
     sparsity_label,
 )
 from certprune.reports.look import BUDGETS, percent
 from certprune.reports.rows import NONE, Column, duration, points
+from certprune.reports.splits import images_of, reuse, splits_of
 from certprune.reports.study import origin
 from certprune.reports.tables import markdown_table
 
 NOTES = """\
-Clean: the share of test images that are classified correctly. Attack: correct and not broken by PGD. Certified:
+Clean: the share of {images} that are classified correctly. Attack: correct and not broken by PGD. Certified:
 correct *and* proven for every perturbation of the threat set, by any of the methods named; IBP certified: by
 interval bounds alone. The true robust accuracy lies between certified and attack. Under randomized smoothing, the
 share at radius r is that of images which the smoothed classifier gets right with a certified ℓ2 radius of at least r;
@@ -31,26 +33,32 @@ at r = 0, right without abstaining.
 
 Means over seeds; in brackets, 95 % Student t-intervals over the seeds (other training runs), differences paired by
 seed. One seed has no interval. Epochs are selected on the validation split; every network of a family trains for the
-same epochs after pretraining. A dash is a figure that was not measured, never a zero.
+same epochs after pretraining.{reused} A dash is a figure that was not measured, never a zero.
 """
 
 
 class Line(NamedTuple):
-    """A family's table in the summaries, and the cells that stand for it there."""
+    """A family's table in the summaries, and the network or difference that stands for it there."""
 
     family: Family
     table: FamilyTable
-    cells: Cells | None
+    row: NetworkRow | GapRow | None
+
+    @property
+    def cells(self) -> Cells | None:
+        return self.row.cells if self.row else None
 
 
 def families_page(
     found: Sequence[Family], title: str, command: str, sparsity: float = 0.99, budget: str = "uniform"
 ) -> str:
     """The page: dense networks side by side, learned scores minus magnitude at one budget, then every family."""
-    parts = [f"# {title}", f"Made by `{command}`.", NOTES]
-    parts += ["## Dense networks", *_summaries(found, lambda table: table.dense and table.dense.cells, costs=True)]
+    splits = splits_of([run for family in found for run in family.runs])
+    notes = NOTES.format(images=images_of(splits), reused=f" {reuse(splits)}".rstrip())
+    parts = [f"# {title}", f"Made by `{command}`.", notes]
+    parts += ["## Dense networks", *_summaries(found, lambda table: table.dense, costs=True)]
     where = f"{percent(sparsity, 2)}, {BUDGETS.get(budget, budget)} budget"
-    gaps = _summaries(found, lambda table: (gap := table.gap(sparsity, budget)) and gap.cells, sign=True)
+    gaps = _summaries(found, lambda table: table.gap(sparsity, budget), sign=True)
     parts += [f"## Learned scores minus least magnitude at {where}", "In percentage points.", *gaps]
     for family in found:
         parts += _section(family)
@@ -121,10 +129,12 @@ def _summaries(found: Sequence[Family], pick, sign: bool = False, costs: bool = 
 
 
 def _apart(line: Line, found: Sequence[Family]) -> str:
-    """The recipe's name, where several families share an objective."""
+    """The recipe's name, where several families share an objective; how both were pruned, where it is not as usual."""
+    how = line.row.first.how if isinstance(line.row, GapRow) else ""
     first = line.family.title.split(",")[0]
     alike = [family for family in found if family.title.split(",")[0] == first]
-    return f" ({line.family.runs[0].name})" if len(alike) > 1 and "(" not in first else ""
+    named = f" ({line.family.runs[0].name})" if len(alike) > 1 and "(" not in first else ""
+    return f"{named}, {how}" if how else named
 
 
 def _section(family: Family) -> Iterator[str]:

@@ -40,8 +40,18 @@ class LedgerView(HeaderView):
         return ", ".join(filter(None, (self.method, self.limit)))
 
     @property
+    def settings(self) -> tuple:
+        """What ledgers at one eps have to share before networks are compared by them."""
+        return (self.norm, self.way)
+
+    @property
     def seconds(self) -> float:
         return sum(verdict.seconds for verdict in self.verdicts)
+
+    @cached_property
+    def indices(self) -> frozenset[int]:
+        """Which images of the split are decided."""
+        return frozenset(verdict.index for verdict in self.verdicts)
 
     @cached_property
     def summary(self) -> Summary:

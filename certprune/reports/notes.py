@@ -11,6 +11,7 @@ import yaml
 from certprune.reports.look import objective_label
 from certprune.reports.read import RunView, Variant
 from certprune.reports.rows import duration, ordered
+from certprune.reports.splits import reuse, splits_of
 
 METHODS = {
     "ibp": "interval bounds: each layer maps a box to the smallest box that holds its image",
@@ -23,6 +24,9 @@ METHODS = {
     "autoattack": "the ensemble of attacks AutoAttack, whose finds are run through the network before they count",
     "symbolic": "forward affine forms with error terms (symbolic intervals)",
 }
+
+CHOSEN = "Which weights are kept"
+UNTOUCHED = " that are used for nothing else. No choice is made on the images that the tables report."
 
 DEFINITIONS = (
     (
@@ -52,7 +56,7 @@ DEFINITIONS = (
     ),
     (
         "Intervals in a run",
-        "95 % Wilson score intervals of a binomial proportion: what other test images of the same kind would give for "
+        "95 % Wilson score intervals of a binomial proportion: what other images of the same kind would give for "
         "this very network. They say nothing about other training runs.",
     ),
     (
@@ -65,9 +69,8 @@ DEFINITIONS = (
         "2012); over seeds, a t-interval of the differences of each seed.",
     ),
     (
-        "Which weights are kept",
-        "Those of the epoch with the lowest loss, at the final eps and weights of the objective, on validation images "
-        "that are used for nothing else. No choice is made on the images that the tables report.",
+        CHOSEN,
+        "Those of the epoch with the lowest loss, at the final eps and weights of the objective, on validation images",
     ),
     (
         "Sparsity",
@@ -117,7 +120,10 @@ def definitions(runs: list[RunView]) -> str:
         for rows in ([v.verdicts for v in (*variant.ledgers, *variant.others)], [v.rows for v in variant.radii])
         for row in itertools.chain(*rows)
     }
-    entries = list(DEFINITIONS) + [(f"Method {name}", f"{text}.") for name, text in METHODS.items() if name in used]
+    seen = reuse(splits_of(runs))
+    chosen = f". {seen}" if seen else UNTOUCHED
+    entries = [(term, text + chosen if term == CHOSEN else text) for term, text in DEFINITIONS]
+    entries += [(f"Method {name}", f"{text}.") for name, text in METHODS.items() if name in used]
     if any(variant.radii for variant in variants):
         entries.append(RADII)
     if any(variant.smoothed for variant in variants):

@@ -2,6 +2,7 @@
 
 from html import escape
 
+from certprune.reports.asked import asked_count, fewer
 from certprune.reports.curve_charts import stairs_figure
 from certprune.reports.curves import radius_run_curves
 from certprune.reports.look import NORMS
@@ -16,10 +17,10 @@ def radii(run: RunView, chart: bool = True) -> str:
     groups = radius_rows(run)
     if not groups:
         return ""
-    text = (_chart(run, groups[0][0]) if chart else "") + _table(groups[0])
+    text = (_chart(run, groups[0][0]) if chart else "") + _table(run, groups[0])
     if len(groups) > 1:
         ways = listed(_way(rows[0]) for rows in groups[1:])
-        inner = "".join(f"<h3>{escape(_way(rows[0]))}</h3>{_table(rows)}" for rows in groups[1:])
+        inner = "".join(f"<h3>{escape(_way(rows[0]))}</h3>{_table(run, rows)}" for rows in groups[1:])
         text += f"<details><summary>Found otherwise: {escape(ways)}</summary>{inner}</details>"
     return text
 
@@ -35,16 +36,16 @@ def _chart(run: RunView, first: RadiusRow) -> str:
     return stairs_figure(curves, shown_eps(run, first.largest), escape(caption))
 
 
-def _table(rows: list[RadiusRow]) -> str:
+def _table(run: RunView, rows: list[RadiusRow]) -> str:
     hide = ("Images",) if len({row.n for row in rows}) == 1 else ()
-    return html_table(rows, hide) + f'<p class="note">{escape(_about(rows))}</p>'
+    return html_table(rows, hide) + f'<p class="note">{escape(_about(run, rows))}</p>'
 
 
 def _way(row: RadiusRow) -> str:
     return f"{row.method} up to eps {row.largest:g}, to {row.tolerance:g}"
 
 
-def _about(rows: list[RadiusRow]) -> str:
+def _about(run: RunView, rows: list[RadiusRow]) -> str:
     first, counts = rows[0], {row.n for row in rows}
     images = f"{first.n:,} images" if len(counts) == 1 else "the images"
     text = (
@@ -55,4 +56,4 @@ def _about(rows: list[RadiusRow]) -> str:
     )
     if len(counts) > 1:
         text += " The networks were not certified on equally many images: do not compare them yet."
-    return text
+    return text + fewer(counts, asked_count(run.config))

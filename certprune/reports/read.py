@@ -11,8 +11,9 @@ from pathlib import Path
 import yaml
 
 from certifiers.errors import InputError
+from certprune.reports.asked import asked_count, asked_images, needed_images
 from certprune.reports.ledgers import LedgerView, RadiusView, main_ledgers, read_ledgers, same_eps
-from certprune.reports.smoothed import SmoothedView, missing_smoothing, read_smoothed, smoothing_settings
+from certprune.reports.smoothed import SmoothedView, ledger_at, missing_smoothing, read_smoothed, smoothing_settings
 from certprune.variant_names import default_name, unusual
 
 STAGES = ("prune", "finetune")
@@ -95,6 +96,19 @@ class RunView:
     def variant(self, name: str) -> Variant | None:
         return next((variant for variant in self.variants if variant.name == name), None)
 
+    def whole(self, ledger: LedgerView | SmoothedView) -> bool:
+        """Whether a ledger may be averaged and compared with others of this run: none has more of what was asked for.
+
+        Others are those of the networks after pretraining, at the same eps or sigma.
+        """
+        networks = [variant for variant in self.variants if variant.name != "pretrain"]
+        if isinstance(ledger, LedgerView):
+            others, count = [variant.ledger(ledger.eps) for variant in networks], asked_count(self.config)
+        else:
+            others = [ledger_at(variant.smoothed, ledger.sigma) for variant in networks]
+            count = asked_count(self.config, smoothing_settings(self.config))
+        return needed_images(count, [other.indices for other in others if other is not None]) <= ledger.indices
+
     @property
     def eps_grid(self) -> list[float]:
         """Every eps at which a ledger exists, ascending."""
@@ -122,8 +136,8 @@ def read_run(folder: str | Path) -> RunView:
     provenance = _read_json(folder / "provenance.json", missing)
     methods = "+".join((config.get("certify") or {}).get("methods") or METHODS)
     variants = [_read_variant(folder, plan, methods, missing, alarms) for plan in _plans(folder, config)]
-    missing += _missing_verdicts(variants, _planned_eps(config))
-    missing += missing_smoothing(variants, smoothing_settings(config).get("sigma"))
+    missing += _missing_verdicts(variants, config)
+    missing += missing_smoothing(variants, config)
     name = str(config.get("name", folder.resolve().name))
     return RunView(folder, name, config, provenance, variants, missing, alarms)
 
@@ -248,10 +262,11 @@ def _planned_eps(config: dict) -> list[float]:
     return [float(eps) for eps in (listed or ([] if trained is None else [trained]))]
 
 
-def _missing_verdicts(variants: list[Variant], planned: list[float]) -> list[str]:
-    """Ledgers the recipe asks for that are absent, and ledgers with fewer images than the fullest one."""
-    missing = []
-    full = max((len(ledger.verdicts) for variant in variants for ledger in variant.ledgers), default=0)
+def _missing_verdicts(variants: list[Variant], config: dict) -> list[str]:
+    """Ledgers the recipe asks for that are absent, and ledgers that lack images it asks for."""
+    missing, planned = [], _planned_eps(config)
+    held = [ledger.indices for variant in variants for ledger in variant.ledgers]
+    asked = asked_images(asked_count(config), held)
     for variant in variants:
         trained = variant.stages.get("finetune")
         # Pretrained networks are certified only on request; that training is missing is said already.
@@ -260,7 +275,9 @@ def _missing_verdicts(variants: list[Variant], planned: list[float]) -> list[str
         if lacking:
             missing.append(f"{variant.name}: not certified yet at eps {', '.join(lacking)}.")
         for ledger in variant.ledgers:
-            done = len(ledger.verdicts)
-            if done < full:
-                missing.append(f"{variant.name}: at eps {ledger.eps:g} only {done} of {full} images are decided.")
+            done = len(asked & ledger.indices)
+            if done < len(asked):
+                missing.append(
+                    f"{variant.name}: at eps {ledger.eps:g} only {done:,} of {len(asked):,} images are decided."
+                )
     return missing

@@ -6,10 +6,12 @@ Every function takes a run that may be unfinished and returns an empty string wh
 from dataclasses import replace
 from html import escape
 
+from certprune.reports.asked import asked_count, fewer, of_asked
 from certprune.reports.compare import BASELINES, differences
 from certprune.reports.look import NORMS, chosen_by, percent, styles
 from certprune.reports.read import RunView
 from certprune.reports.rows import Rate, Row, network, points, summary_rows
+from certprune.reports.smoothed import smoothing_settings
 from certprune.reports.tables import html_table
 from certprune.reports.together import together_rows
 
@@ -35,13 +37,14 @@ def sentence(run: RunView) -> str:
     smoothed = [view for variant in run.variants for view in variant.smoothed]
     if smoothed and not ledgers:
         images, split = max(len(view.verdicts) for view in smoothed), smoothed[0].header.get("split", "test")
-        return f"{text}; certified by randomized smoothing on {images:,} {split} images. Seed {run.seed}."
+        images = of_asked(images, asked_count(config, smoothing_settings(config)))
+        return f"{text}; certified by randomized smoothing on {images} {split} images. Seed {run.seed}."
     if not ledgers:
         return f"{text}. Nothing is certified yet."
-    images = max(len(ledger.verdicts) for ledger in ledgers)
+    images = of_asked(max(len(ledger.verdicts) for ledger in ledgers), asked_count(config))
     split = ledgers[0].header.get("split", "test")
     many = ", each at several eps" if len(run.eps_grid) > 1 else ""
-    return f"{text}; certified on {images:,} {split} images{many}. Seed {run.seed}."
+    return f"{text}; certified on {images} {split} images{many}. Seed {run.seed}."
 
 
 def headline(run: RunView) -> str:
@@ -95,11 +98,12 @@ def other_methods(run: RunView) -> str:
     """Certificates by other methods than the recipe's, a table for each."""
     rows = summary_rows(run, others=True)
     groups = dict.fromkeys((row.method, row.eps) for row in rows)
+    note = fewer((row.n for row in rows), asked_count(run.config)) if rows else ""
     return "".join(
         f"<h3>{escape(method)}, eps {eps:g}</h3>"
         + html_table([row for row in rows if (row.method, row.eps) == (method, eps)], hide=("eps",))
         for method, eps in groups
-    )
+    ) + (f'<p class="note">{escape(note.strip())}</p>' if note else "")
 
 
 def together(run: RunView) -> str:
@@ -140,7 +144,7 @@ def paired(run: RunView) -> str:
         html_table(gaps, hide=("eps",))
         + '<p class="note">Certified accuracy of the network less that of the one it is '
         f"compared with, at eps {gaps[0].eps:g}, on the same images. In brackets, a 95 % interval for paired "
-        "proportions; one that leaves out 0 is a difference that these test images can tell.</p>"
+        "proportions; one that leaves out 0 is a difference that these images can tell.</p>"
     )
 
 

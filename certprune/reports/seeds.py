@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from scipy import stats
 
 from certifiers.errors import InputError
+from certprune.reports.ledgers import same_eps
 from certprune.reports.read import RunView
 from certprune.reports.rows import (
     ACCURACY_COLUMNS,
@@ -20,7 +21,7 @@ from certprune.reports.rows import (
     Column,
     Rate,
     Row,
-    summary_rows,
+    network_rows,
 )
 from certprune.stage_settings import SAME_WEIGHTS, SpeedSettings
 
@@ -122,12 +123,15 @@ def check_same_recipe(runs: Sequence[RunView]) -> None:
 def aggregate(runs: Sequence[RunView], eps: float | None = None) -> list[SeedsRow]:
     """One row per network and eps: means over the seeds that have a ledger there, with 95 % t-intervals.
 
+    A ledger that lacks images which others of its run have is left out; the run's ``missing`` says it.
     Raises InputError if the runs are not the same recipe with different seeds.
     """
     check_same_recipe(runs)
     found: dict[tuple[float, str], list[Row]] = {}
     for run in runs:
-        for row in summary_rows(run, eps):
+        for row in network_rows(run, lambda variant, run=run: filter(run.whole, variant.ledgers)):
+            if eps is not None and not same_eps(row.eps, eps):
+                continue
             found.setdefault((row.eps, row.variant), []).append(row)
     first = {row.variant: place for place, row in reversed(list(enumerate(r for rows in found.values() for r in rows)))}
     ordered = sorted(found.items(), key=lambda item: (item[0][0], first[item[0][1]]))

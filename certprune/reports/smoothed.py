@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from certifiers.errors import InputError, SoundnessError
 from certifiers.verdict import Accuracy
+from certprune.reports.asked import asked_count, asked_images
 from certprune.reports.headers import HeaderView
 
 PREFIX = "smoothing-"
@@ -51,6 +53,11 @@ class SmoothedView(HeaderView):
     def settings(self) -> tuple:
         """What sets ledgers of one network apart."""
         return (self.sigma, *(self.header.get(key) for key in ("n0", "n", "alpha")), self.norm, self.rule)
+
+    @cached_property
+    def indices(self) -> frozenset[int]:
+        """Which images of the split are decided."""
+        return frozenset(verdict.index for verdict in self.verdicts)
 
     @property
     def seconds(self) -> float:
@@ -101,18 +108,20 @@ def shown_radii(config: dict) -> tuple[float, ...]:
     return tuple(map(float, smoothing_settings(config).get("radii") or RADII))
 
 
-def missing_smoothing(variants: Sequence[Any], sigma: float | None) -> list[str]:
-    """The variants' smoothing ledgers at the recipe's sigma, if it has one, that are absent or have too few images."""
+def missing_smoothing(variants: Sequence[Any], config: dict) -> list[str]:
+    """The variants' smoothing ledgers at the recipe's sigma, if it has one, that are absent or not whole."""
+    settings = smoothing_settings(config)
+    sigma = settings.get("sigma")
     if sigma is None:
         return []
     held = {variant.name: ledger_at(variant.smoothed, sigma) for variant in variants}
-    full = max((len(ledger.verdicts) for ledger in held.values() if ledger), default=0)
+    asked = asked_images(asked_count(config, settings), [ledger.indices for ledger in held.values() if ledger])
     missing = []
     for variant in variants:
         trained, ledger = variant.stages.get("finetune"), held[variant.name]
         if ledger is None and trained and trained.complete:
             missing.append(f"{variant.name}: not certified yet by smoothing with sigma {sigma:g}.")
-        elif ledger is not None and len(ledger.verdicts) < full:
-            done = f"only {len(ledger.verdicts)} of {full} images are decided"
+        elif ledger is not None and not asked <= ledger.indices:
+            done = f"only {len(asked & ledger.indices):,} of {len(asked):,} images are decided"
             missing.append(f"{variant.name}: by smoothing with sigma {sigma:g} {done}.")
     return missing

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from certifiers.verdict import Accuracy, Status
-from certprune.reports.compare import Difference, counted, names, paired_rate, pairs_to_compare
+from certprune.reports.compare import Difference, alike, counted, names, paired_rate, pairs_to_compare
 from certprune.reports.read import RunView, Variant
 from certprune.reports.rows import (
     SIZE_COLUMNS,
@@ -117,7 +117,7 @@ def smoothed_differences(run: RunView, sigma: float) -> list[Difference]:
     found = []
     for first, second in pairs_to_compare(run):
         one, other = ledger_at(first.smoothed, sigma), ledger_at(second.smoothed, sigma)
-        if one is None or other is None or one.images != other.images or one.settings != other.settings:
+        if one is None or other is None or not alike(one, other):
             continue
         only_one, only_other, n = counted(_held(one, radius), _held(other, radius))
         if n:

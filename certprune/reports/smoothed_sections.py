@@ -66,7 +66,7 @@ def paired(run: RunView) -> str:
         html_table(gaps, hide=("eps",))
         + f'<p class="note">Certified accuracy at {norm} radius {gaps[0].eps:g} of the network less that of the one it '
         "is compared with, on the same images under the same noise. In brackets, a 95 % interval for paired shares; "
-        "one that leaves out 0 is a difference that these test images can tell.</p>"
+        "one that leaves out 0 is a difference that these images can tell.</p>"
     )
 
 

@@ -15,6 +15,7 @@ from certprune.reports.kept_weights import kept_weights, told, weights_chart
 from certprune.reports.look import NORMS, percent
 from certprune.reports.read import RunView
 from certprune.reports.rows import NONE, Column, duration, points
+from certprune.reports.splits import images_of, reuse, splits_of
 from certprune.reports.study_charts import certified_chart, clean_chart
 from certprune.reports.study_csv import networks_csv, tests_csv
 from certprune.reports.study_rows import Section, StudyRow, recipes_of, sections_of
@@ -30,20 +31,20 @@ from certprune.reports.tables import markdown_table
 from certprune.storage import write_bytes, write_text
 
 NOTES = """\
-Clean: the share of test images that are classified correctly. Attack: correct and not broken by PGD. Certified:
+Clean: the share of {images} that are classified correctly. Attack: correct and not broken by PGD. Certified:
 correct *and* proven for every perturbation of the threat set, by any of the methods named; IBP certified: by interval
 bounds alone. The true robust accuracy lies between certified and attack. Unstable units: how many ReLUs interval
-bounds cannot tell to be active or inactive around a test image, on average. Epochs and training time are those from
+bounds cannot tell to be active or inactive around a {image}, on average. Epochs and training time are those from
 a network's first weights on: the pretraining that the networks of one run share is in each of them.
 
 Means over seeds; in brackets, 95 % Student t-intervals over the seeds (other training runs). One seed has no interval.
-Epochs are selected on validation images, and the test images were used once, for this page. A dash is a figure that
+{selected} A dash is a figure that
 was not measured, never a zero. In bold, the highest certified accuracy at a sparsity of the networks with the most
 seeds there.
 """
 
 TESTS = """\
-Differences in certified accuracy, first less second, on the same test images under every seed. Budget and schedule of
+Differences in certified accuracy, first less second, on the same {images} under every seed. Budget and schedule of
 each criterion, the baseline's too, are those with the highest certified accuracy on *validation* images, unless a
 table says otherwise. Compared are networks with the same pretraining and as many epochs.
 
@@ -120,10 +121,12 @@ def study_page(
     pictures: Mapping[tuple[str, str], str],
 ) -> str:
     """The page as text; ``pictures`` are file names by the section's title and what they show."""
-    parts = [f"# {title}", f"Made by `{command}`.", NOTES]
+    splits = splits_of(runs)
+    parts = [f"# {title}", f"Made by `{command}`.", _notes(splits)]
     for section in sections:
         shown = {what: name for (title_, what), name in pictures.items() if title_ == section.title}
-        parts += _section(section, eps, tests[section.title], shown, first=section is sections[0])
+        explained = _tests_explained(splits) if section is sections[0] else ""
+        parts += _section(section, eps, tests[section.title], shown, explained)
     missing = missing_lines(runs)
     if missing:
         parts += ["## Not there yet", "\n".join(f"- {line}" for line in missing)]
@@ -170,10 +173,25 @@ def origin(runs: Sequence[RunView]) -> str:
     return "\n".join(lines)
 
 
+def _notes(splits: Sequence[str]) -> str:
+    """What the figures are, of images of these splits."""
+    selected = "Epochs are selected on validation images, and the test images were used once, for this page."
+    if reuse(splits):
+        selected = f"Epochs are selected on validation images. {reuse(splits)}"
+    images = images_of(splits)
+    return NOTES.format(images=images, image=images.removesuffix("s"), selected=selected)
+
+
+def _tests_explained(splits: Sequence[str]) -> str:
+    """What the tests are; where their images made choices too, that p does not know of it."""
+    chose = " Here the images that are tested made these choices, so that p is too small." * ("validation" in splits)
+    return TESTS.format(images=images_of(splits)).rstrip() + chose
+
+
 def _section(
-    section: Section, eps: float, tests: Mapping[str, list[Comparison]], pictures: Mapping[str, str], first: bool
+    section: Section, eps: float, tests: Mapping[str, list[Comparison]], pictures: Mapping[str, str], explained: str
 ) -> list[str]:
-    """All about one architecture; ``first``: what holds for each of them is explained here."""
+    """All about one architecture; ``explained``: what the tests are, "" where an earlier section says it."""
     parts = [f"## {section.title}, eps {eps:g}", _about(section)]
     if "certified" in pictures:
         parts.append(f"![Certified accuracy against the share of weights removed]({pictures['certified']})")
@@ -185,7 +203,7 @@ def _section(
         parts += [_heading(level, rows), markdown_table(rows, _columns(section, rows))]
     asked = [part for name, _, note in QUESTIONS if tests.get(name) for part in _question(name, note, tests[name])]
     if asked:
-        parts += ["### Which differences are real", *([TESTS] if first else []), *asked]
+        parts += ["### Which differences are real", explained, *asked]
     follows = following(section)
     if follows:
         parts += ["### Do certified and attack accuracy merely follow clean accuracy?"]
@@ -199,7 +217,10 @@ def _section(
         ]
     elsewhere = tests.get("elsewhere")
     if elsewhere:
-        parts += ["### Does a criterion that knows nothing of robustness do as well?", _elsewhere(elsewhere)]
+        parts += [
+            "### Does a criterion that knows nothing of robustness do as well?",
+            _elsewhere(elsewhere, images_of(splits_of(section.runs))),
+        ]
         parts += [markdown_table(elsewhere)]
     if "weights" in pictures:
         parts += ["### Which pretrained weights are kept", told(kept_weights(section))]
@@ -298,7 +319,7 @@ def _number(value: float | None, digits: int) -> str:
     return NONE if value is None else f"{value:,.{digits}f}"
 
 
-def _elsewhere(rows: list[Comparison]) -> str:
+def _elsewhere(rows: list[Comparison], images: str) -> str:
     """One sentence of what the comparisons with masks from another loss say."""
     clear = [row for row in rows if row.adjusted is not None and row.adjusted < 0.05]
     better = sum(row.crossed.difference.value > 0 for row in clear)
@@ -307,7 +328,7 @@ def _elsewhere(rows: list[Comparison]) -> str:
     return (
         "Networks that were pruned against one loss and finetuned for another, held against those that validation "
         "chooses among networks pruned on the loss they are for, at the same sparsity (of the same criterion, budget "
-        f"and schedule where there is one). The latter are certified on {least} to {most} points more test images; of "
+        f"and schedule where there is one). The latter are certified on {least} to {most} points more {images}; of "
         f"{len(rows)} comparisons {len(clear)} are significant at 5 % after Holm's correction, {better} of these in "
         "favour of pruning on the loss that counts."
     )

@@ -213,9 +213,9 @@ def objectives(run: RunView, variant: Variant) -> tuple[str | None, str | None]:
 def _trained(
     run: RunView, variant: Variant | None, eps: float, unstable: Mapping[tuple[str, str], float]
 ) -> Trained | None:
-    """None where the network is not certified yet, or not on as many images as others of its run."""
+    """None where the network is not certified yet, or lacks images that others of its run are certified on."""
     ledger = None if variant is None else variant.ledger(eps)
-    if variant is None or ledger is None or len(ledger.verdicts) < _images(run, eps):
+    if variant is None or ledger is None or not run.whole(ledger):
         return None
     size, stages = variant.size or {}, [*((run.pretrain,) if run.pretrain else ()), *variant.stages.values()]
     figures: dict[str, Any] = {
@@ -233,13 +233,6 @@ def _trained(
         "certification_seconds": ledger.seconds,
     }
     return Trained(run, variant, ledger, {key: value for key, value in figures.items() if value is not None})
-
-
-def _images(run: RunView, eps: float) -> int:
-    """On how many images a network of the run has to be certified: as the recipe asks, else as the fullest is."""
-    found = (variant.ledger(eps) for variant in run.variants if variant.name != "pretrain")
-    full = max(len(ledger.verdicts) for ledger in found if ledger is not None)
-    return min(full, (run.config.get("certify") or {}).get("count") or full)
 
 
 def _validation(stage: Stage | None) -> dict[str, float]:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy
 
 from certifiers.verdict import Status
-from certprune.reports.compare import BASELINES, counted
+from certprune.reports.compare import BASELINES, alike, counted
 from certprune.reports.look import percent
 from certprune.reports.paired_tests import Crossed, clustered_p, crossed_difference, holm, mcnemar_p
 from certprune.reports.rows import NONE, Column, points
@@ -146,8 +146,8 @@ def against_elsewhere(section: Section) -> list[Comparison]:
         for other in (row for row in rows if row.elsewhere):
             own = [row for row in rows if row.pruned and not row.elsewhere]
             same = [row for row in own if row.network.criterion == other.network.criterion]
-            alike = [row for row in same if (row.network.budget, row.network.how) == other.way[2:4]]
-            best = chosen(alike or same or [row for row in own if row.learned])
+            equal = [row for row in same if (row.network.budget, row.network.how) == other.way[2:4]]
+            best = chosen(equal or same or [row for row in own if row.learned])
             if best is not None:
                 pairs.append((level, best, other))
     return compared(pairs)
@@ -161,9 +161,12 @@ def compared(pairs: Iterable[tuple[float, StudyRow, StudyRow]]) -> list[Comparis
 
 
 def compare(sparsity: float, first: StudyRow, second: StudyRow) -> Comparison | None:
-    """One comparison, over the seeds and images that both networks have; None where they share none."""
-    seeds = [seed for seed in first.nets if seed in second.nets]
-    ledgers = {seed: [row.nets[seed].ledger for row in (first, second)] for seed in seeds}
+    """One comparison, over the seeds and images that both networks have; None where they share none.
+
+    A seed counts only if both were certified on the same split, in the same norm and by the same methods.
+    """
+    both = {seed: [row.nets[seed].ledger for row in (first, second)] for seed in first.nets if seed in second.nets}
+    ledgers = {seed: each for seed, each in both.items() if alike(*each)}
     held = {seed: [_certified(ledger) for ledger in both] for seed, both in ledgers.items()}
     shared = set.intersection(*(one.keys() & other.keys() for one, other in held.values())) if held else set()
     if not shared:
@@ -178,7 +181,7 @@ def compare(sparsity: float, first: StudyRow, second: StudyRow) -> Comparison | 
     same = len(labels) == 1
     by_seed = []
     for seed, (one, other) in held.items():
-        only_first, only_second, _ = counted(one, other)
+        only_first, only_second, _ = counted(*({i: each[i] for i in images} for each in (one, other)))
         by_seed.append(OneSeed(seed, only_first, only_second, mcnemar_p(only_first, only_second)))
     crossed = crossed_difference(gaps, same)
     clustered = clustered_p(gaps) if same else None
