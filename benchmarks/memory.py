@@ -102,7 +102,7 @@ def name_of(path: Path) -> str:
 def markdown(rows: list[tuple[str, ...]], device: str, threads: int) -> str:
     machine = hardware(device)
     what = "torch's highest allocation" if device == "cuda" else "highest resident memory of the process"
-    where = machine.get("gpu") or f"{threads} threads of {machine['processor']}"
+    where = machine.get("gpu") or f"{threads} thread{'s' * (threads > 1)} of {machine['processor']}"
     lines = [
         "# Memory of training",
         "",
