@@ -40,7 +40,8 @@ def verify(
     """Decide ``question`` about ``network`` in about ``timeout`` seconds (a stage in hand is finished).
 
     "unsat" rests on bounds in float64 that hold of the network in real arithmetic, rounding accounted for (its weights
-    are those that float32 makes of constants, a Gemm's factors multiplied out); "sat" on onnxruntime. ``decide``: the complete search for what is left (None: complete.complete).
+    are those that float32 makes of constants, a Gemm's factors multiplied out); "sat" on onnxruntime.
+    ``decide``: the complete search for what is left (None: complete.complete).
 
     Raises InputError where the property has other numbers of inputs or outputs than the network.
     """
