@@ -52,7 +52,8 @@ def certify(
         attack_steps, attack_restarts: of :func:`certifiers.attack.attack`; with 0 steps nothing is falsified
             and bounds are held against the clean input only.
         indices: the inputs' numbers in their data set; 0 to n - 1 if None.
-        ledger: verdicts it holds already are taken from it, new ones are written to it batch by batch.
+        ledger: verdicts it holds already are taken from it, new ones are written to it batch by batch. Its header must
+            not name another norm, eps, method, attack_steps, attack_restarts or input_seconds.
         on_batch: called as (decided, n) after each batch.
         input_seconds: time for each input; one that is undecided by then gets no further method, and the status
             timeout. Methods that optimise or search heed it, the others run to their end.
@@ -74,9 +75,15 @@ def certify(
     if len(x) == 0:
         return []
     check_labels(y, len(x), count_classes(model, x))
-    eps = float(threat.eps)
-    labels = dict(zip(numbers, y.tolist(), strict=True))
-    known = decided_before(ledger, model, {"norm": threat.norm, "eps": eps}, labels)
+    settings = {
+        "norm": threat.norm,
+        "eps": float(threat.eps),
+        "method": "+".join(methods),
+        "attack_steps": attack_steps,
+        "attack_restarts": attack_restarts,
+        "input_seconds": input_seconds,
+    }
+    known = decided_before(ledger, model, settings, dict(zip(numbers, y.tolist(), strict=True)))
     device = device_of(model)
     deadline = None if run_seconds is None else time.monotonic() + run_seconds
     cascade = Cascade(model, threat, methods, attack_steps, attack_restarts, seed, input_seconds, deadline)

@@ -64,21 +64,7 @@ class Appender:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self._file: BinaryIO = open(path, "r+b", buffering=0)  # noqa: SIM115 (closed by close)
-        except OSError as error:
-            raise InputError(
-                f"The ledger {path} cannot be opened for writing ({error.strerror}). Check the path."
-            ) from error
-        if fcntl is not None:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                self._file.close()
-                raise InputError(
-                    f"The ledger {path} is being written by another process. Wait for it to end, or give "
-                    "another path; nothing was changed."
-                ) from error
+        self._file = _opened(path)
         self._end = 0
 
     def cut(self, end: int) -> None:
@@ -103,6 +89,17 @@ class Appender:
             raise
         self._end += written
 
+    def rewrite(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Put these lines, the header's first, in the place of all that are there, or none of them on an error."""
+        content = b"".join(_line(row) for row in rows)
+        self._check_place()
+        before = self._file
+        if fcntl is None:
+            before.close()  # such systems rename nothing onto an open file
+        write_bytes(self.path, content)
+        self._file, self._end = _opened(self.path), len(content)
+        before.close()
+
     def close(self) -> None:
         """Release the file; closing twice does no harm."""
         self._file.close()
@@ -117,6 +114,26 @@ class Appender:
                 f"The ledger {self.path} was removed or replaced while verdicts were being written to it. "
                 "Start the command again to go on with the file that is there now."
             )
+
+
+def _opened(path: Path) -> BinaryIO:
+    """The file, locked; InputError where that cannot be."""
+    try:
+        file = open(path, "r+b", buffering=0)  # noqa: SIM115 (closed by Appender.close)
+    except OSError as error:
+        raise InputError(
+            f"The ledger {path} cannot be opened for writing ({error.strerror}). Check the path."
+        ) from error
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            raise InputError(
+                f"The ledger {path} is being written by another process. Wait for it to end, or give "
+                "another path; nothing was changed."
+            ) from error
+    return file
 
 
 def _line(row: Mapping[str, Any]) -> bytes:

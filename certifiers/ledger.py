@@ -8,7 +8,7 @@ a file holds is a subclass: :class:`certifiers.verdict.Ledger` for verdicts agai
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, fields
 from pathlib import Path
 from types import TracebackType
@@ -32,7 +32,8 @@ class RowLedger(Generic[Row]):
 
     Raises:
         InputError: the file is about something else (a key of :attr:`identity` differs), holds rows of another
-            kind, is damaged, is no ledger, or is being written by another process. It is left unchanged.
+            kind or ones that cannot be true (:meth:`flaws`), is damaged, is no ledger, or is being written by another
+            process. It is left unchanged.
         SoundnessError: a certifier was contradicted when this ledger was written.
     """
 
@@ -69,6 +70,18 @@ class RowLedger(Generic[Row]):
         """A row's values with the types of its fields, from those of JSON; ValueError or TypeError if impossible."""
         raise NotImplementedError
 
+    @classmethod
+    def flaws(cls, header: Mapping[str, Any], rows: Sequence[Row]) -> Iterator[tuple[int, str]]:
+        """The places in ``rows`` of those that do not belong under this header, and why; none in what append takes.
+
+        What a header does not say is not looked at.
+        """
+        for place, row in enumerate(rows):
+            for key in cls.repeated:
+                here, wanted = getattr(row, key), header.get(key)
+                if key in header and here != wanted:
+                    yield place, f"the ledger is for {key} {wanted}, but it for {key} {here}; each has its own ledger"
+
     @property
     def verdicts(self) -> list[Row]:
         """All rows, in the order they were written."""
@@ -82,9 +95,9 @@ class RowLedger(Generic[Row]):
     def append(self, verdicts: Sequence[Row]) -> None:
         """Write these rows and sync them to the disk; all of them or, on an error, none.
 
-        Raises InputError for an index that has a row already, and for another value than the header's of one of
-        the keys that rows repeat.
+        Raises InputError for an index that has a row already, and for a row that has :meth:`flaws`.
         """
+        self._check(verdicts)
         new: set[int] = set()
         for verdict in verdicts:
             if verdict.index in self._decided or verdict.index in new:
@@ -92,13 +105,6 @@ class RowLedger(Generic[Row]):
                     f"Input {verdict.index} has a verdict already in the ledger {self.path}; skip the inputs "
                     "in Ledger.decided. Nothing was written."
                 )
-            for key in self.repeated:
-                if key in self.header and getattr(verdict, key) != self.header[key]:
-                    raise InputError(
-                        f"The ledger {self.path} is for {key} {self.header[key]}, but a verdict for {key} "
-                        f"{getattr(verdict, key)} came. Give that threat set its own ledger; nothing was "
-                        "written."
-                    )
             new.add(verdict.index)
         self._journal.append(asdict(verdict) for verdict in verdicts)
         self._rows.extend(verdicts)
@@ -119,6 +125,13 @@ class RowLedger(Generic[Row]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _check(self, verdicts: Sequence[Row]) -> None:
+        for place, why in self.flaws(self.header, verdicts):
+            raise InputError(
+                f"The row for input {verdicts[place].index} cannot go to the ledger {self.path}: {why}. Nothing was "
+                "written."
+            )
 
     @classmethod
     def _parse(cls, path: Path, lines: list[dict[str, Any]]) -> tuple[dict[str, Any], list[Row]]:
@@ -150,6 +163,8 @@ class RowLedger(Generic[Row]):
                 )
             seen.add(row.index)
             rows.append(row)
+        for place, why in cls.flaws(header, rows):
+            raise InputError(f"Line {place + 2} of the ledger {path} cannot be true: {why}. {REMEDY}")
         return header, rows
 
     def _check_same(self, wanted: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,20 @@ class RadiusLedger(RowLedger[RadiusVerdict]):
             "broken": None if values["broken"] is None else float(values["broken"]),
         }
 
+    @classmethod
+    def flaws(cls, header: Mapping[str, Any], rows: Sequence[RadiusVerdict]) -> Iterator[tuple[int, str]]:
+        yield from super().flaws(header, rows)
+        most = header.get("largest", math.inf) * (1 + 1e-6)  # radii are rounded to the inputs' precision
+        for place, row in enumerate(rows):
+            right = row.prediction == row.label
+            if row.status is not _status(right, row.radius) or (row.radius > 0 and not right):
+                about = f"prediction {row.prediction}, label {row.label} and radius {row.radius}"
+                yield place, f"it is {row.status.value} with {about}"
+            if not 0 <= row.radius <= most:
+                yield place, f"it has the radius {row.radius}, of at most {header.get('largest')}"
+            if row.broken is not None and not row.broken >= row.radius:
+                yield place, f"it has the radius {row.radius}, though a wrong prediction is known within {row.broken}"
+
 
 def read_radius_ledger(path: str | Path) -> tuple[dict[str, Any], list[RadiusVerdict]]:
     """The header and rows of a ledger of radii, without changing it; InputError if it is none."""
@@ -123,8 +137,15 @@ def certify_radii(
     if len(x) == 0:
         return []
     check_labels(y, len(x), count_classes(model, x))
-    labels = dict(zip(numbers, y.tolist(), strict=True))
-    known = decided_before(ledger, model, {"norm": norm, "largest": largest, "tolerance": tolerance}, labels)
+    settings = {
+        "norm": norm,
+        "method": "+".join(methods),
+        "largest": largest,
+        "tolerance": tolerance,
+        "attack_steps": attack_steps,
+        "attack_restarts": attack_restarts,
+    }
+    known = decided_before(ledger, model, settings, dict(zip(numbers, y.tolist(), strict=True)))
     device, end = device_of(model), time.monotonic() + (run_seconds or math.inf)
     search = _Search(model, norm, methods, largest, tolerance, attack_steps, attack_restarts, seed)
 
@@ -170,7 +191,7 @@ class _Search:
     def batch(self, x: Tensor, y: Tensor, numbers: Sequence[int]) -> list[RadiusVerdict]:
         begin = time.perf_counter()
         with torch.no_grad():
-            logits = self.model(x)
+            logits = self.model(x.clone())  # a model may write into its input
         check_logits(logits, numbers)
         right = (logits.argmax(1) == y).nonzero().flatten()
         radii, broken = torch.zeros(len(x), dtype=x.dtype), torch.full((len(x),), math.inf, dtype=x.dtype)

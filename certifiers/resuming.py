@@ -12,6 +12,7 @@ from certifiers.cascade import Contradiction
 from certifiers.errors import InputError
 from certifiers.fingerprint import model_hash
 from certifiers.ledger import RowLedger
+from certifiers.methods import METHODS, method_names
 
 Row = TypeVar("Row")
 
@@ -39,7 +40,7 @@ def decided_before(
         return {}
     now = {"model": model_hash(model) if "model" in ledger.header else None, **settings}
     for key, value in now.items():
-        if key in ledger.header and ledger.header[key] != value:
+        if key in ledger.header and not _same(key, ledger.header[key], value):
             raise InputError(
                 f"The ledger {ledger.path} is for {key} {ledger.header[key]}, but {value} is to be "
                 "certified. Give each model and threat set its own ledger; nothing was written."
@@ -52,6 +53,16 @@ def decided_before(
                 f"{label} came with it now: it is about other data. Give another ledger; nothing was written."
             )
     return known
+
+
+def _same(key: str, written: Any, value: Any) -> bool:
+    """Whether a header's value is what is asked for; methods may be written as a list, and the usual ones by a word."""
+    if key != "method" or written == value:
+        return written == value
+    names = written.split("+") if isinstance(written, str) else list(written)
+    if not set(names) <= {"cascade", *METHODS}:
+        return False
+    return any("+".join(method_names(names, limited)) == value for limited in (False, True))
 
 
 def decide_in_batches(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,10 @@ class Status(str, Enum):
     unknown = "unknown"  # neither proven nor broken by the methods that were asked
     timeout = "timeout"  # the time limit ended the search
     abstained = "abstained"  # the smoothed classifier made no prediction
+
+
+UNDECIDED = (Status.unknown, Status.timeout)
+_NOT_CORRECT = (Status.misclassified, Status.abstained)
 
 
 @dataclass(frozen=True)
@@ -57,18 +62,47 @@ class Ledger(RowLedger[Verdict]):
     Args:
         path: the file; its folder is made if need be.
         header: what the verdicts are about, JSON values: "model" (:func:`model_hash`), "data", "split",
-            "eps", "norm", "method", "attack_steps", "attack_restarts", "input_seconds" as far as they apply, and
-            any notes.
+            "eps", "norm", "method", "attack_steps", "attack_restarts", "input_seconds", of another verifier its
+            command line "external" and its "timeout", as far as they apply, and any notes.
     """
 
     row = Verdict
     kind = None
-    identity = ("model", "data", "split", "eps", "norm", "method", "attack_steps", "attack_restarts", "input_seconds")
+    identity = (
+        "model", "data", "split", "eps", "norm", "method", "attack_steps", "attack_restarts", "input_seconds",
+        "external", "timeout",
+    )  # fmt: skip
     repeated = ("eps", "norm")
 
     @classmethod
     def typed(cls, values: dict[str, Any]) -> dict[str, Any]:
         return {**values, "index": int(values["index"]), "status": Status(values["status"])}
+
+    @classmethod
+    def flaws(cls, header: Mapping[str, Any], rows: Sequence[Verdict]) -> Iterator[tuple[int, str]]:
+        yield from super().flaws(header, rows)
+        for place, row in enumerate(rows):
+            right = row.prediction == row.label
+            if right is (row.status in _NOT_CORRECT):
+                yield place, f"it is {row.status.value} with prediction {row.prediction} and label {row.label}"
+            if row.status is Status.certified and row.margin is not None and not 0 < row.margin < math.inf:
+                yield place, f"it is certified with a margin of {row.margin}, which should be above 0"
+
+    def settle(self, verdict: Verdict) -> None:
+        """Put this verdict in the place of the undecided one that its input has, and sync it to the disk.
+
+        Raises InputError where the input has none, or one that is not among :data:`UNDECIDED`.
+        """
+        place = next((i for i, row in enumerate(self._rows) if row.index == verdict.index), None)
+        if place is None or self._rows[place].status not in UNDECIDED:
+            raise InputError(
+                f"The ledger {self.path} has no undecided verdict for input {verdict.index} that another one could "
+                "take the place of. Nothing was written."
+            )
+        rows = [*self._rows[:place], verdict, *self._rows[place + 1 :]]
+        self._check([verdict])
+        self._journal.rewrite([self.header, *map(asdict, rows)])
+        self._rows = rows
 
 
 def read_ledger(path: str | Path) -> tuple[dict[str, Any], list[Verdict]]:
@@ -135,6 +169,3 @@ def summarise(verdicts: Sequence[Verdict]) -> Summary:
         certified=Accuracy(sum(v.status is Status.certified for v in correct), n),
         attack=Accuracy(sum(v.status is not Status.falsified for v in correct), n),
     )
-
-
-_NOT_CORRECT = (Status.misclassified, Status.abstained)

@@ -11,16 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from certifiers.errors import InputError
-from certifiers.ledger import RowLedger
 from certifiers.threat import Threat, threat
-from certifiers.verdict import Ledger, Status, Verdict, model_hash, read_ledger
+from certifiers.verdict import UNDECIDED, Ledger, Status, Verdict, model_hash, read_ledger
 from certifiers.vnncomp import ExternalAnswer, run_external, tool_name, write_instances
-from certprune.asked import asked_images
+from certprune.asked import asked_images, shortfall
 from certprune.progress import Progress
 from certprune.runs import Run
 from certprune.subjects import subject
-
-UNDECIDED = (Status.unknown, Status.timeout)
 
 
 def external_network(
@@ -36,18 +33,20 @@ def external_network(
 ) -> tuple[Path, list[str]]:
     """Ask ``command`` about the undecided images of ``ledger``; returns the new ledger and what went wrong, by image.
 
-    The new ledger, ``…-external-NAME.jsonl``, repeats what the old one has decided and gives the rest the program's
-    verdict with the method ``external:NAME``: certified where it says unsat, falsified where its counterexample,
-    brought into the threat set, changes the prediction of the network itself. An image on which the program ends
-    without a verdict gets no row, so that the same command asks again.
+    The new ledger, ``…-external-NAME-60s.jsonl``, begins as a copy of the old one's rows; each that is undecided gives
+    way to the program's verdict with the method ``external:NAME``: certified where it says unsat, falsified where its
+    counterexample, brought into the threat set, changes the prediction of the network itself. An image on which the
+    program ends without a verdict keeps its row, and the same command asks again; so whatever the program does, or
+    when it is stopped, the ledger is of all images that the old one has. Images that the old one lacks are left out.
 
-    Raises InputError for a command that cannot be run and for an l2 threat.
+    Raises InputError for a command that cannot be run, for an l2 threat, and where another command line of the same
+    name and time wrote the new ledger.
     """
     progress, name = progress or Progress(), f"external:{tool_name(command)}"
     header, before = read_ledger(ledger)
     asked = asked_images(run, data, indices, run.recipe.certify.count)
     rows = {verdict.index: verdict for verdict in before}
-    path = ledger.with_name(f"{ledger.stem}-external-{tool_name(command)}.jsonl")
+    path = ledger.with_name(f"{ledger.stem}-external-{tool_name(command)}-{timeout:g}s.jsonl")
     header = {**header, "method": f"{header['method']}+{name}", "external": command, "timeout": timeout}
     region = threat(header["norm"], header["eps"])
     about = subject(run, network)
@@ -57,10 +56,13 @@ def external_network(
             f"The ledger {ledger} is not about the network {variant} as it is now; certify that one first."
         )
     troubles = []
+    lacking = shortfall(rows, asked.numbers)
+    if lacking:
+        troubles.append(f"{ledger.name} is not whole: {lacking}; certify these first")
     with Ledger(path, {key: value for key, value in header.items() if key != "ledger"}) as found:
-        new = [rows[i] for i in asked.numbers if i not in found.decided]
-        found.append([verdict for verdict in new if verdict.status not in UNDECIDED])
-        open_ = [verdict for verdict in new if verdict.status in UNDECIDED]
+        found.append([rows[i] for i in asked.numbers if i in rows and i not in found.decided])
+        here = [verdict for verdict in found.verdicts if verdict.index in asked.numbers]
+        open_ = [verdict for verdict in here if verdict.status in UNDECIDED and verdict.method != name]
         progress.begin(f"{variant} · {name} eps {region.eps:g}", len(open_))
         for verdict in open_:
             place = asked.numbers.index(verdict.index)
@@ -68,7 +70,8 @@ def external_network(
             answer = _ask(model, x, label, region, command, timeout, verdict.index)
             _take_in(found, model, x[0], region, verdict, answer, name, troubles)
             progress.advance(1)
-    decided = sum(v.method == name and v.status not in UNDECIDED for v in found.verdicts)
+        left = {verdict.index for verdict in found.verdicts if verdict.status in UNDECIDED}
+    decided = sum(verdict.index not in left for verdict in open_)
     progress.end(f"{decided} of {len(open_)} decided" if not troubles else f"{decided} decided, trouble: {troubles[0]}")
     return path, troubles
 
@@ -88,7 +91,7 @@ def _ask(
 
 
 def _take_in(
-    ledger: RowLedger[Verdict],
+    ledger: Ledger,
     model: nn.Module,
     x: Tensor,
     region: Threat,
@@ -97,7 +100,7 @@ def _take_in(
     name: str,
     troubles: list[str],
 ) -> None:
-    """Write what the answer shows about one input; what it does not show is said in ``troubles``."""
+    """Write what the answer shows about one input, if it does; what it does not show is said in ``troubles``."""
     statuses = {"unsat": Status.certified, "timeout": Status.timeout, "unknown": Status.unknown}
     status, note = statuses.get(answer.verdict), answer.note
     if answer.verdict == "sat":
@@ -110,7 +113,7 @@ def _take_in(
         return
     seconds = before.seconds + answer.seconds
     stages = {**before.stages, name: answer.seconds}
-    ledger.append([replace(before, status=status, method=name, margin=None, seconds=seconds, stages=stages)])
+    ledger.settle(replace(before, status=status, method=name, margin=None, seconds=seconds, stages=stages))
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from certifiers.merging import KINDS, TIMES, merge_ledgers
 from certifiers.radius import RadiusLedger, certify_radii
 from certifiers.smoothing import SmoothedClassifier, SmoothedLedger, Stopping, certify_smoothed, smoothing_header
 from certifiers.threat import LinfBall
-from certifiers.verdict import Ledger, Status, Verdict, read_ledger
+from certifiers.verdict import UNDECIDED, Ledger, Status, Verdict, read_ledger
 from certprune.data import load_data
 from certprune.external import external_network
 from certprune.runs import open_run
@@ -77,7 +77,7 @@ def finished(tmp_path_factory):
         "certify.methods=[ibp]",
         "certify.attack_steps=1",
         "certify.eps=[0.05]",
-        "certify.count=12",
+        "certify.count=30",
     )
     return smoke_run(tmp_path_factory.mktemp("finished") / "smoke", *ONE_EPOCH, *weak)
 
@@ -94,7 +94,10 @@ def external(finished, folder):
         images = range(numbers[0], numbers[-1] + 1)
         assert external_network(run, VARIANT, base, data, command, 10, indices=images)[0] == path
 
-    return Kind(make, base.with_name("eps-0.05-external-half.jsonl"), range(12))
+    open_ = sum(row.status in UNDECIDED for row in read_ledger(base)[1])
+    assert open_ > 1
+    path = base.with_name("eps-0.05-external-half-10s.jsonl")
+    return Kind(make, path, range(30), (b'"method": "external:half"', open_, (0,)))
 
 
 class Kind(NamedTuple):
@@ -103,6 +106,7 @@ class Kind(NamedTuple):
     make: Callable
     path: Path
     numbers: range
+    steps: tuple = ()  # what to count in the file to see how far it is, of how many, and when to kill; rows if empty
 
 
 @pytest.fixture(params=[*LIBRARY, "external"])
@@ -145,22 +149,28 @@ def test_cut_at_every_byte_of_the_last_row(kind):
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
 def test_killed_between_rows(kind):
     expected = whole(kind)[1]
-    for kept in (1, 5):
+    mark, count, moments = kind.steps or (b"\n", 1 + len(kind.numbers), (1, 5))
+    for kept in moments:
         kind.path.unlink()
         process = multiprocessing.get_context("fork").Process(target=kind.make, args=(kind.path, kind.numbers, 0.05))
         process.start()
         deadline = time.monotonic() + 30
         while process.is_alive() and time.monotonic() < deadline:
-            if kind.path.exists() and kind.path.read_bytes().count(b"\n") > kept:
+            if kind.path.exists() and kind.path.read_bytes().count(mark) > kept:
                 break
             time.sleep(0.001)
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         assert process.exitcode == -signal.SIGKILL
         before = kind.path.read_bytes()
-        assert kept < before.count(b"\n") < 1 + len(kind.numbers)
+        assert kept < before.count(mark) < count
+        if kind.steps:  # the rows that are still open stand there too, and give way later
+            assert len(lasting(kind.path)[1]) == len(kind.numbers)
+        done = [line for line in before[: before.rindex(b"\n") + 1].splitlines() if not kind.steps or mark in line]
         kind.make(kind.path, kind.numbers)
-        assert kind.path.read_bytes().startswith(before[: before.rindex(b"\n") + 1])
+        after = kind.path.read_bytes()
+        assert [line for line in after.splitlines() if line in done] == done  # nothing was done anew
+        assert kind.steps or after.startswith(b"\n".join(done) + b"\n")
         assert lasting(kind.path) == expected
 
 
@@ -185,7 +195,10 @@ def test_two_shards_merge_to_what_one_run_gives(kind, tmp_path):
 
 def shard(path, statuses, start=0, **header):
     header = {"model": "m", "data": "d", "split": "test", "eps": 0.1, "norm": "linf", "method": "ibp", **header}
-    rows = [Verdict(i, 1, 1, Status(status), 0.1, "linf", "ibp", None, 0.1) for i, status in enumerate(statuses, start)]
+    rows = [
+        Verdict(i, 1, int(status != "misclassified"), Status(status), 0.1, "linf", "ibp", None, 0.1)
+        for i, status in enumerate(statuses, start)
+    ]
     with Ledger(path, header) as ledger:
         ledger.append(rows)
     return path

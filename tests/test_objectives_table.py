@@ -12,7 +12,8 @@ import yaml
 from typer.testing import CliRunner
 
 from certifiers.errors import InputError
-from certifiers.smoothing import SmoothedLedger, SmoothedVerdict
+from certifiers.smoothing import SmoothedLedger, SmoothedVerdict, certified_radius
+from certifiers.smoothing.bounds import lower_confidence_bounds
 from certifiers.verdict import Status
 from certprune.cli import app
 from certprune.reports import families_csv, families_of, families_page, read_run
@@ -53,15 +54,30 @@ def write(folder, counts, *, seed=0, name="crown", objective=("crown_ibp", 0.1),
     return folder
 
 
+MANY = 10**6
+
+
+def counts_for(radius, sigma):
+    """A number of successes that proves this radius, or a little more; and what it proves."""
+    won = range(MANY // 2, MANY + 1, 500)
+    radii = [certified_radius(float(p), sigma) for p in lower_confidence_bounds(won, MANY, 0.001)]
+    place = next(i for i, proven in enumerate(radii) if proven >= radius)
+    return won[place], radii[place]
+
+
 def smooth(folder, variant, radii, *, sigma=0.25, suffix=""):
     """A smoothing ledger with one image for each radius: None abstains, a negative one is a wrong prediction's."""
     path = folder / "certificates" / variant / f"smoothing-{sigma:g}{suffix}.jsonl"
     header = {"model": variant, "data": "mnist-5k", "split": "test", "norm": "l2", "sigma": sigma, "n0": 10}
-    with SmoothedLedger(path, header | {"n": 100, "alpha": 0.001, "seed": 0}) as ledger:
+    with SmoothedLedger(path, header | {"n": MANY, "alpha": 0.001, "seed": 0}) as ledger:
         for index, radius in enumerate(radii):
             status = "abstained" if radius is None else "certified" if radius > 0 else "misclassified"
             prediction = None if radius is None else int(radius < 0)
-            row = SmoothedVerdict(index, 0, prediction, Status(status), abs(radius or 0.0), (1,), (1,), 0.1)
+            won, proven = counts_for(abs(radius or 0.0), sigma)
+            counts, selection = (won, MANY - won), (10, 0)
+            if prediction:
+                counts, selection = counts[::-1], selection[::-1]
+            row = SmoothedVerdict(index, 0, prediction, Status(status), proven, counts, selection, 0.1)
             ledger.append([row])
 
 
@@ -290,7 +306,7 @@ def test_smoothed_families_have_a_column_for_each_radius(noisy, runs):
     page = families_page(found, "T", "c")
     assert "| Objective | sigma | r = 0 % | r = 0.25 % | r = 0.5 % |" in page
     assert "| Gaussian noise | 0.25 | +25.0 [+25.0, +25.0] | +50.0 [+50.0, +50.0] |" in page
-    assert "ℓ2 radii by randomized smoothing with sigma 0.25 (n0 10, n 100, alpha 0.001); mnist-5k test images." in page
+    assert "ℓ2 radii by randomized smoothing with sigma 0.25 (n0 10, n 1,000,000, alpha 0.001); mnist-5k test" in page
     rows = [row for row in csv.DictReader(io.StringIO(families_csv(found))) if row["certified_by"] == "smoothing"]
     assert len(rows) == (9 + 4) * 3 and {row["level"] for row in rows} == {"0.25"}
 

@@ -1,5 +1,8 @@
 """Radii: against the closed form on a linear model, against a dense grid of eps, resuming, shards."""
 
+import json
+import re
+
 import pytest
 import torch
 
@@ -8,7 +11,7 @@ from certifiers.certification import certify
 from certifiers.errors import InputError, SoundnessError
 from certifiers.fingerprint import model_hash
 from certifiers.methods import METHODS
-from certifiers.radius import RadiusLedger, certify_radii, read_radius_ledger
+from certifiers.radius import RadiusLedger, RadiusVerdict, certify_radii, read_radius_ledger
 from certifiers.threat import L2Ball, LinfBall
 from certifiers.verdict import Status
 from tests.linear_nets import dual_norm, inner_images, linear, margins
@@ -114,8 +117,36 @@ def test_resuming_and_shards_give_what_one_run_gives(tmp_path):
     assert bare(shards[0] + shards[1]) == bare(whole)
     with RadiusLedger(path, header) as ledger, pytest.raises(InputError, match="for largest 0.05"):
         certify_radii(model, x, y, ledger=ledger, **{**settings, "largest": 0.06})
+    asked = {"method": "ibp+crown-ibp+crown", "attack_steps": 5, "attack_restarts": 1}
+    with RadiusLedger(tmp_path / "s.jsonl", {**header, **asked}) as ledger:
+        certify_radii(model, x, y, ledger=ledger, **settings)
+        for change in ({"method": "ibp"}, {"attack_steps": 6}, {"attack_restarts": 2}):
+            (key,) = change
+            with pytest.raises(InputError, match=f"for {key} {re.escape(str(asked[key]))}, but"):
+                certify_radii(model, x, y, ledger=ledger, **{**settings, **change})
     with pytest.raises(InputError, match="another largest"):
         RadiusLedger(path, {**header, "largest": 0.06})
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"radius": 0.2}, "radius 0.2"),
+        ({"radius": 0.0}, "certified with"),
+        ({"prediction": 1}, "certified with prediction 1, label 0"),
+        ({"status": "misclassified", "prediction": 1}, "misclassified"),
+        ({"broken": 0.03}, "known within 0.03"),
+    ],
+)
+def test_rows_that_cannot_be_true_are_not_read(tmp_path, change, says):
+    path, header = tmp_path / "r.jsonl", {"norm": "linf", "largest": 0.1}
+    row = RadiusVerdict(0, 0, 0, Status.certified, 0.05, 0.06, "ibp", 0.1)
+    with RadiusLedger(path, header) as ledger:
+        ledger.append([row])
+    with path.open("a") as file:
+        file.write(json.dumps({**vars(row), "index": 1, **change}) + "\n")
+    with pytest.raises(InputError, match=f"Line 3 .*cannot be true.*{says}"):
+        read_radius_ledger(path)
 
 
 @pytest.mark.parametrize(

@@ -207,12 +207,16 @@ def test_ledgers_and_papers_logs_share_a_picture(cli, finished, tmp_path):
             assert accuracy_at(curve, radius) == exact.value
 
 
+COUNTS = {status: ((1, 0), (1, 0)) for status in (Status.misclassified, Status.abstained)}
+COUNTS[Status.certified] = (0, 1), (0, 1)
+
+
 def test_a_log_and_a_ledger_of_the_same_verdicts_give_the_same_curve(tmp_path):
     radii = [0.4, 0.1, 0.9, 0.4, 0.0, 0.7]
     statuses = [Status.certified, Status.certified, Status.misclassified, Status.certified, Status.abstained]
     statuses.append(Status.certified)
     rows = [
-        SmoothedVerdict(i, 1, {"misclassified": 0, "abstained": None}.get(s.value, 1), s, r, (1,), (1,), 0.1)
+        SmoothedVerdict(i, 1, {"misclassified": 0, "abstained": None}.get(s.value, 1), s, r, *COUNTS[s], 0.1)
         for i, (r, s) in enumerate(zip(radii, statuses, strict=True))
     ]
     with SmoothedLedger(tmp_path / "a.jsonl", {"sigma": 0.5, "norm": "l2", "variant": "dense"}) as written:
@@ -226,7 +230,7 @@ def test_a_log_and_a_ledger_of_the_same_verdicts_give_the_same_curve(tmp_path):
 
 
 def test_ledgers_of_one_network_are_told_apart_by_what_differs(tmp_path):
-    row = SmoothedVerdict(0, 1, 1, Status.certified, 0.3, (1,), (1,), 0.1)
+    row = SmoothedVerdict(0, 1, 1, Status.certified, 0.3, (0, 1), (0, 1), 0.1)
     paths = []
     for sigma, seed in ((0.25, 0), (0.5, 0), (0.5, 1)):
         paths.append(tmp_path / f"{sigma}-{seed}.jsonl")
@@ -290,12 +294,12 @@ def test_the_report_says_what_smoothing_lacks(work):
 def test_a_run_certified_both_ways_shows_both(tmp_path):
     run = write_run(tmp_path / "both", count=20, eps=(0.1,))
     for variant in ("dense", "score-erk-0.99", "magnitude-erk-0.99"):
-        header = {"sigma": 0.5, "n0": 100, "n": 1000, "alpha": 0.001, "seed": 0, "variant": variant, "split": "test"}
+        header = {"sigma": 0.5, "n0": 100, "n": 1000, "seed": 0, "variant": variant, "split": "test"}
         with SmoothedLedger(run / "certificates" / variant / "smoothing-0.5.jsonl", header) as written:
             held = 12 if variant == "score-erk-0.99" else 7
-            written.append(
-                [SmoothedVerdict(i, 1, 1, Status.certified, 0.6 if i < held else 0.1, (), (), 0.0) for i in range(20)]
-            )
+            counts = (0, 1), (0, 1)
+            radii = [0.6 if i < held else 0.1 for i in range(20)]
+            written.append([SmoothedVerdict(i, 1, 1, Status.certified, r, *counts, 0.0) for i, r in enumerate(radii)])
     page = reports.write_report(run).read_text().replace("\xa0", " ")
     for heading in ("Summary", "By randomized smoothing", "Certified accuracy against eps"):
         assert f"<h2>{heading}</h2>" in page

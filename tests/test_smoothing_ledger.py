@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,10 +16,14 @@ from certifiers.smoothing import (
     SmoothedClassifier,
     SmoothedLedger,
     SmoothedVerdict,
+    Stopping,
     certified_accuracy,
+    certified_radius,
     certify_smoothed,
     read_smoothed_ledger,
 )
+from certifiers.smoothing.anytime import lower_sequence
+from certifiers.smoothing.bounds import lower_confidence_bounds
 from certifiers.verdict import Ledger, Status, model_hash, read_ledger
 from tests.nets import CLASSES, HalfSpace, images, tiny_conv
 
@@ -160,6 +165,75 @@ def test_the_two_kinds_of_ledgers_are_told_apart(tmp_path):
     smoothed.write_bytes(content.replace(b'"counts"', b'"count"'))
     with pytest.raises(InputError, match="Line 2 .*no verdict.*counts"):
         read_smoothed_ledger(smoothed)
+
+
+def most(n, alpha, sigma):
+    """The radius that n samples of one class prove: sigma Phi^-1(alpha^(1/n))."""
+    return sigma * float(torch.special.ndtri(torch.tensor(alpha ** (1 / n), dtype=torch.float64)))
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"radius": 9.0}, "radius 9.0, but from its counts follows 0.6"),
+        ({"counts": [500, 500]}, "but from its counts follows 0.0"),
+        ({"counts": [0, 1001]}, "sum up to 1001, more than its 1000 samples"),
+        ({"counts": [1, -1]}, "its counts are"),
+        ({"samples": 900}, "of 900 samples, the ledger of 1000"),
+        ({"selection": [51, 49]}, "prediction is 1, which is not what won most"),
+        ({"selection": [0, 101]}, "more than n0, 100"),
+        ({"prediction": 0}, "certified with prediction 0 and label 1"),
+        ({"prediction": 7, "label": 7}, "prediction is 7"),
+        ({"status": "abstained", "prediction": None, "radius": 0.0}, "the radius 0.0, but from"),
+        ({"radius": 0.0, "counts": [500, 500]}, "certified with the radius 0.0"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["fixed", "early"])
+def test_rows_that_do_not_follow_from_their_counts_are_not_read(tmp_path, change, says, kind):
+    """What n samples of one class prove is known in closed form; a row that claims more, or other, is refused."""
+    path, header = tmp_path / "s.jsonl", HEADER
+    if kind == "early":
+        header = {**header, "stopping": Stopping(tolerance=0.1).header()}
+        if "samples" in change:
+            change, says = {"samples": 1001}, "of 1001 samples, the ledger of 1000"
+    radius = most(1000, 0.001, 0.25)
+    if kind == "early":  # less, since the betting bound holds at all times at once
+        radius, above = certified_radius(float(lower_sequence(1000, 1000, 0.001)), 0.25), radius
+        assert 0.9 * above < radius < above
+    row = SmoothedVerdict(0, 1, 1, Status.certified, radius, (0, 1000), (10, 90), 0.1, 1000)
+    with SmoothedLedger(path, header) as ledger:
+        ledger.append([row])
+    with path.open("a") as file:
+        file.write(json.dumps({**vars(row), "index": 1, **change}) + "\n")
+    with pytest.raises(InputError, match=f"Line 3 .*cannot be true: .*{says}"):
+        read_smoothed_ledger(path)
+
+
+def test_a_selection_that_ties_may_have_chosen_either_class(tmp_path):
+    with SmoothedLedger(tmp_path / "s.jsonl", HEADER) as ledger:
+        rows = [SmoothedVerdict(0, 1, 1, Status.certified, most(1000, 0.001, 0.25), (0, 1000), (50, 50), 0.1, 1000)]
+        rows.append(SmoothedVerdict(1, 1, None, Status.abstained, 0.0, (0, 1000), (50, 50), 0.1, None))
+        ledger.append(rows)
+        with pytest.raises(InputError, match="input 2 cannot go .*from its counts"):
+            ledger.append([SmoothedVerdict(2, 1, None, Status.abstained, 0.0, (0, 1000), (49, 51), 0.1, 1000)])
+    assert read_smoothed_ledger(tmp_path / "s.jsonl")[1] == rows
+
+
+@pytest.mark.parametrize("stopping", [None, Stopping(tolerance=0.1)])
+def test_ten_thousand_rows_are_looked_through_in_a_moment(stopping):
+    header = {**HEADER, "n": 100_000, **({} if stopping is None else {"stopping": stopping.header()})}
+    won = list(range(90_000, 100_000))
+    bound = lower_confidence_bounds if stopping is None else lower_sequence
+    lower = bound(won, 100_000, 0.001)
+    rows = [
+        SmoothedVerdict(i, 1, 1, Status.certified, certified_radius(float(p), 0.25), (0, k), (0, 100), 0.1, 100_000)
+        for i, (k, p) in enumerate(zip(won, lower, strict=True))
+    ]
+    begin = time.process_time()
+    assert list(SmoothedLedger.flaws(header, rows)) == []
+    assert time.process_time() - begin < 5
+    swapped = [rows[0], replace(rows[1], radius=rows[9].radius)]
+    assert [place for place, _ in SmoothedLedger.flaws(header, swapped)] == [1]
 
 
 def test_certified_accuracy_by_hand():

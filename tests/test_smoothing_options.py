@@ -114,7 +114,7 @@ def test_up_to_needs_a_tolerance(cli, work):
 
 
 def write_ledger(path, header, radii):
-    rows = [SmoothedVerdict(i, 1, 1, Status.certified, r, (1,), (1,), 0.1) for i, r in enumerate(radii)]
+    rows = [SmoothedVerdict(i, 1, 1, Status.certified, r, (0, 1), (0, 1), 0.1) for i, r in enumerate(radii)]
     with SmoothedLedger(path, {"variant": "dense", "sigma": 0.25, "seed": 0, **header}) as written:
         written.append(rows)
     return path

@@ -168,7 +168,7 @@ def test_no_index_twice(tmp_path):
 def test_verdicts_for_another_threat_set_are_refused(tmp_path):
     with Ledger(tmp_path / "a.jsonl", HEADER) as ledger:
         for change in ({"eps": 0.2}, {"norm": "l2"}):
-            with pytest.raises(InputError, match="has its own ledger"):
+            with pytest.raises(InputError, match="its own ledger"):
                 ledger.append([verdict(0), verdict(1, **change)])
         assert ledger.verdicts == []
     assert read_ledger(tmp_path / "a.jsonl")[1] == []

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from certifiers.errors import InputError
-from certifiers.verdict import Status, read_ledger
+from certifiers.verdict import Status, read_ledger, summarise
 from certifiers.vnncomp import (
     export_onnx,
     parse_witness,
@@ -130,7 +130,7 @@ def test_a_verifier_from_pypi_decides_the_rest(cli, work):
         MARABOU,
     )
     assert cli(*command) == 0
-    path = ledger(work, "eps-0.05-external-Marabou")
+    path = ledger(work, "eps-0.05-external-Marabou-20s")
     assert ledger(work).read_bytes() == before and f"{path}: 30 images" in cli.out
     header, verdicts = read_ledger(path)
     assert header["method"] == "ibp+external:Marabou" and "{vnnlib}" in header["external"]
@@ -144,7 +144,7 @@ def test_a_verifier_from_pypi_decides_the_rest(cli, work):
     few = open_[:1]
     asked = ("--variant", VARIANT, "--eps", "0.05", "--index", f"0:{few[-1] + 1}", "--external-timeout", "200")
     assert cli("certify", work, *asked, "--external", VERIFY) == 0
-    own = {v.index: v.status for v in read_ledger(ledger(work, "eps-0.05-external-run"))[1]}
+    own = {v.index: v.status for v in read_ledger(ledger(work, "eps-0.05-external-run-200s"))[1]}
     theirs = {v.index: v.status for v in verdicts}
     decided = [i for i in few if theirs[i] in (Status.certified, Status.falsified)]
     assert decided and all(own[i] is theirs[i] for i in decided)
@@ -158,17 +158,17 @@ def test_what_a_program_says_is_checked(cli, work):
     open_ = undecided(ledger(work))
     asked = ("certify", work, "--variant", VARIANT, "--eps", "0.05", "--external")
     assert cli(*asked, program(work, "yes", "print('unsat')")) == 0
-    found = {v.index: v for v in read_ledger(ledger(work, "eps-0.05-external-yes"))[1]}
+    found = {v.index: v for v in read_ledger(ledger(work, "eps-0.05-external-yes-60s"))[1]}
     assert all(found[i].status is Status.certified and found[i].method == "external:yes" for i in open_)
 
     false = "print('sat\\n(' + ' '.join(f'(X_{i} 0.5)' for i in range(64)) + ')')"
     assert cli(*asked, program(work, "false", false)) == 0
-    found = {v.index: v for v in read_ledger(ledger(work, "eps-0.05-external-false"))[1]}
+    found = {v.index: v for v in read_ledger(ledger(work, "eps-0.05-external-false-60s"))[1]}
     assert all(found[i].status is Status.unknown for i in open_)
     assert "does not change the network's prediction" in cli.out and f"image {open_[0]}" in cli.out
 
     assert cli(*asked, program(work, "bare", "print('sat')")) == 0
-    assert "no counterexample" in cli.out and len(undecided(ledger(work, "eps-0.05-external-bare"))) == len(open_)
+    assert "no counterexample" in cli.out and len(undecided(ledger(work, "eps-0.05-external-bare-60s"))) == len(open_)
 
 
 def test_a_counterexample_is_brought_into_the_threat_set(cli, work):
@@ -177,7 +177,7 @@ def test_a_counterexample_is_brought_into_the_threat_set(cli, work):
     wild = "print('sat\\n(' + ' '.join(f'(X_{i} {50 * (-1) ** i})' for i in range(64)) + ')')"
     cli("certify", work, "--variant", VARIANT, "--eps", "0.05", "--external", program(work, "wild", wild))
     signs = torch.tensor([1.0, -1.0]).repeat(32).reshape(1, 1, 8, 8)
-    found = {v.index: v for v in read_ledger(ledger(work, "eps-0.05-external-wild"))[1]}
+    found = {v.index: v for v in read_ledger(ledger(work, "eps-0.05-external-wild-60s"))[1]}
     for i in undecided(ledger(work)):
         point = (data.test.x[i : i + 1] + 0.05 * signs).clamp(0, 1)
         breaks = int(model(point).argmax()) != found[i].label
@@ -189,11 +189,52 @@ def test_crashes_are_told_and_asked_again(cli, work):
     asked = ("certify", work, "--variant", VARIANT, "--eps", "0.05", "--external")
     assert cli(*asked, program(work, "tool", "raise SystemExit('out of memory')")) == 0
     assert "out of memory" in cli.out and "code 1" in cli.out
-    path = ledger(work, "eps-0.05-external-tool")
-    assert len(read_ledger(path)[1]) == 30 - len(open_)  # no verdict, no row
+    path = ledger(work, "eps-0.05-external-tool-60s")
+    before = read_ledger(ledger(work))[1]
+    assert read_ledger(path)[1] == before and f"{path}: {summarise(before)}" in cli.out  # what was open still counts
     header = json.loads(path.read_text().splitlines()[0])
+    half = "import re\nindex = int(re.search(r'input (\\d+)', open(vnnlib).read())[1])\n"
+    half += f"print('unsat') if index == {open_[0]} else sys.exit('no licence')"
+    assert cli(*asked, program(work, "tool", half)) == 0 and "no licence" in cli.out
+    assert f"1 decided, trouble: image {open_[1]}" in cli.out and undecided(path) == open_[1:]
+    assert summarise(read_ledger(path)[1]).certified.count == summarise(before).certified.count + 1
     assert cli(*asked, program(work, "tool", "print('unsat')")) == 0  # mended
-    assert len(read_ledger(path)[1]) == 30 and json.loads(path.read_text().splitlines()[0]) == header
+    assert not undecided(path) and json.loads(path.read_text().splitlines()[0]) == header
+    assert f"{len(open_) - 1} of {len(open_) - 1} decided" in cli.out
+    assert [v.index for v in read_ledger(path)[1]] == [v.index for v in before]
+
+
+def test_another_command_or_time_is_another_verifier(cli, work):
+    asked = ("certify", work, "--variant", VARIANT, "--eps", "0.05", "--external")
+    tool = program(work, "tool", "print('unknown')")
+    assert cli(*asked, tool) == 0
+    path = ledger(work, "eps-0.05-external-tool-60s")
+    content, open_ = path.read_bytes(), undecided(path)
+    program(work, "tool", "print('unsat')")
+    assert cli(*asked, tool) == 0 and path.read_bytes() == content  # it was asked, and knew nothing
+    cli.refuses(*asked, f"{tool} --thorough", saying=["another external", "--thorough", "move that file away"])
+    assert path.read_bytes() == content
+    assert cli(*asked, tool, "--external-timeout", "90") == 0
+    other = ledger(work, "eps-0.05-external-tool-90s")
+    assert open_ and not undecided(other) and read_ledger(other)[0]["timeout"] == 90
+    assert path.read_bytes() == content
+
+
+def test_a_ledger_that_is_not_whole_is_asked_about_as_far_as_it_goes(cli, work, monkeypatch):
+    """As after --run-seconds: what it lacks is left out, and that is said."""
+    base, tool = ledger(work), program(work, "tool", "print('unsat')")
+    base.write_text("".join(base.read_text().splitlines(keepends=True)[:21]))
+    monkeypatch.setattr("certprune.cli.certifying.Countdown", lambda seconds: lambda: 1e-9)
+    asked = ("certify", work, "--variant", VARIANT, "--eps", "0.05", "--run-seconds", "1", "--external", tool)
+    assert cli(*asked) == 0, cli.err
+    path = ledger(work, "eps-0.05-external-tool-60s")
+    assert [v.index for v in read_ledger(path)[1]] == list(range(20)) and not undecided(path)
+    assert "eps-0.05.jsonl is not whole: 20 of the 30 images asked for are in it" in cli.out
+    for name in (base, path):
+        assert f"Cut short: {name}: 20 of the 30 images asked for are in it" in cli.out
+    monkeypatch.undo()
+    assert cli(*asked[:6], "--external", tool) == 0 and "Cut short" not in cli.out
+    assert len(read_ledger(path)[1]) == 30 and not undecided(path)
 
 
 @pytest.mark.parametrize(

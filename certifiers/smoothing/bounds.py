@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from decimal import ROUND_FLOOR, Decimal
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from certifiers.errors import InputError
 from certifiers.smoothing.kinds import noise_kind
 
@@ -16,15 +19,20 @@ def lower_confidence_bound(successes: int, n: int, alpha: float) -> float:
     Beta(successes, n - successes + 1). It is exact, never approximate: its error is at most alpha for every n and p.
     With all n samples successes it is alpha^(1/n), the most that n samples can ever show.
     """
+    return float(lower_confidence_bounds(successes, n, alpha))
+
+
+def lower_confidence_bounds(successes: ArrayLike, n: int, alpha: float) -> NDArray[np.float64]:
+    """The same for an array of successes, each among `n` samples of its own."""
     check_confidence(alpha)
     check_samples(n)
-    if not 0 <= successes <= n:
+    successes = np.asarray(successes)
+    if not np.all((successes >= 0) & (successes <= n)):
         raise InputError(f"Of {n} samples, 0 to {n} can be successes, but {successes} came.")
     from statsmodels.stats.proportion import proportion_confint  # slow to import, and only needed here
 
-    if successes == 0:
-        return 0.0
-    return float(proportion_confint(successes, n, alpha=2 * alpha, method="beta")[0])  # alpha on either side
+    found = proportion_confint(np.maximum(successes, 1), n, alpha=2 * alpha, method="beta")[0]  # alpha on either side
+    return np.where(successes == 0, 0.0, found)
 
 
 def certified_radius(p_lower: float, sigma: float, noise: str = "gaussian") -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,13 @@ class SmoothedLedger(RowLedger[SmoothedVerdict]):
             "selection": tuple(map(int, values["selection"])),
             "samples": None if values.get("samples") is None else int(values["samples"]),
         }
+
+    @classmethod
+    def flaws(cls, header: Mapping[str, Any], rows: Sequence[SmoothedVerdict]) -> Iterator[tuple[int, str]]:
+        from certifiers.smoothing.evidence import flawed
+
+        yield from super().flaws(header, rows)
+        yield from flawed(header, rows)
 
 
 def read_smoothed_ledger(path: str | Path) -> tuple[dict[str, Any], list[SmoothedVerdict]]:
