@@ -80,7 +80,7 @@ class RowLedger(Generic[Row]):
             for key in cls.repeated:
                 here, wanted = getattr(row, key), header.get(key)
                 if key in header and here != wanted:
-                    yield place, f"the ledger is for {key} {wanted}, but it for {key} {here}; each has its own ledger"
+                    yield place, f"the ledger is for {key} {wanted}, but the row for {here}; each has its own ledger"
 
     @property
     def verdicts(self) -> list[Row]:

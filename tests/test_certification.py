@@ -407,3 +407,29 @@ def test_an_unsupported_layer_is_an_error_and_nothing_is_written(tmp_path):
     with Ledger(tmp_path / "a.jsonl", {}) as ledger, pytest.raises(UnsupportedLayer):
         certify(model, x, model(x).argmax(1), LinfBall(0.1), ledger=ledger)
     assert read_ledger(tmp_path / "a.jsonl")[1] == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"method": "attack"}, {"attack_steps": 6}, {"attack_restarts": 2}, {"input_seconds": 7.0}],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_ledger_of_other_settings_is_not_taken_verdicts_from(tmp_path, change):
+    model, (x, _) = tiny_mlp(), images(3)
+    y, asked = model(x).argmax(1), {"method": "ibp", "attack_steps": 5, "attack_restarts": 1, "input_seconds": 30.0}
+    (key,) = change
+    with Ledger(tmp_path / "a.jsonl", {"eps": 0.01, "norm": "linf", **asked}) as ledger:
+        found = certify(model, x, y, LinfBall(0.01), ledger=ledger, **asked)
+        assert certify(model, x, y, LinfBall(0.01), ledger=ledger, **asked) == found
+        with pytest.raises(InputError, match=f"for {key} {asked[key]}, but {change[key]}"):
+            certify(model, x, y, LinfBall(0.01), ledger=ledger, **{**asked, **change})
+
+
+@pytest.mark.parametrize("written", ["cascade", ["cascade"], "ibp+crown-ibp+crown+alpha-crown", list(CASCADE)])
+def test_a_header_may_write_the_methods_in_other_words(tmp_path, written):
+    model, (x, _) = tiny_mlp(), images(2)
+    y = model(x).argmax(1)
+    with Ledger(tmp_path / "a.jsonl", {"eps": 0.01, "method": written}) as ledger:
+        assert len(certify(model, x, y, LinfBall(0.01), ledger=ledger)) == 2
+        with pytest.raises(InputError, match="for method .*, but ibp is"):
+            certify(model, x, y, LinfBall(0.01), "ibp", ledger=ledger)

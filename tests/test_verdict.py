@@ -177,8 +177,8 @@ def test_verdicts_for_another_threat_set_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "change, says",
     [
-        ({"eps": 0.01}, "for eps 0.1, but it for eps 0.01"),
-        ({"norm": "l2"}, "for norm linf, but it for norm l2"),
+        ({"eps": 0.01}, "for eps 0.1, but the row for 0.01"),
+        ({"norm": "l2"}, "for norm linf, but the row for l2"),
         ({"label": 2}, "certified with prediction 3 and label 2"),
         ({"label": 2, "status": "falsified"}, "falsified with prediction 3 and label 2"),
         ({"status": "misclassified"}, "misclassified with prediction 3 and label 3"),
