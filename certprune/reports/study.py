@@ -196,8 +196,8 @@ def _section(
     if "certified" in pictures:
         parts.append(f"![Certified accuracy against the share of weights removed]({pictures['certified']})")
         parts.append(
-            "Bars are 95 % t-intervals over the seeds. Colour says the criterion, the marker the budget; dashed "
-            "lines reach their sparsity at once, solid ones gradually."
+            "Small dots are the seeds, lines go through their means. Colour says the criterion, the marker the "
+            "budget; dashed lines reach their sparsity at once, solid ones gradually."
         )
     for level, rows in section.groups.items():
         parts += [_heading(level, rows), markdown_table(rows, _columns(section, rows))]
