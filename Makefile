@@ -71,8 +71,15 @@ $(OBJECTIVES) $(PRUNING) runs/pruning_parts-0 runs/pruning_benign-0: runs/%: ven
 	$(RUN) run.py run configs/fashion_mnist/$(basename $(subst -,.,$*)).yaml \
 	  seed=$(lastword $(subst -, ,$*)) output=$@ threads=1
 
-results/objectives.md: $(OBJECTIVES) ## four families of objectives on Fashion-MNIST, dense and pruned, three seeds
-	$(RUN) run.py compare $(OBJECTIVES) --title "Four families of objectives, Fashion-MNIST" -o $@
+# Dense networks alone.
+DENSE := $(foreach seed,$(SEEDS),runs/ibp-$(seed)) runs/mtl_ibp-0
+.PHONY: $(DENSE)
+$(DENSE): runs/%: venv
+	$(RUN) run.py run configs/fashion_mnist/$(basename $(subst -,.,$*)).yaml \
+	  seed=$(lastword $(subst -, ,$*)) output=$@ threads=1 'variants=[{dense: true}]'
+
+results/objectives.md: $(OBJECTIVES) $(DENSE) ## families of objectives on Fashion-MNIST, dense and pruned, three seeds
+	$(RUN) run.py compare $^ --title "Families of objectives, Fashion-MNIST" -o $@
 
 # Dense networks with as many weights as are left at 90, 95, 99, 99.5, 99.8 and 99.9 %.
 WIDTHS := 0.316 0.223 0.097 0.068 0.046 0.025
