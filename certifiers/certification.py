@@ -12,7 +12,7 @@ from certifiers.cascade import Cascade
 from certifiers.checks import check_model, count_classes, device_of
 from certifiers.errors import InputError
 from certifiers.methods import CASCADE, METHODS, method_names
-from certifiers.resuming import decide_in_batches, decided_before, input_numbers
+from certifiers.resuming import check_predictions, decide_in_batches, decided_before, input_numbers
 from certifiers.threat import Threat, check_images, check_labels
 from certifiers.verdict import Ledger, Verdict
 
@@ -84,6 +84,7 @@ def certify(
         "input_seconds": input_seconds,
     }
     known = decided_before(ledger, model, settings, dict(zip(numbers, y.tolist(), strict=True)))
+    check_predictions(ledger, model, x, numbers)
     device = device_of(model)
     deadline = None if run_seconds is None else time.monotonic() + run_seconds
     cascade = Cascade(model, threat, methods, attack_steps, attack_restarts, seed, input_seconds, deadline)

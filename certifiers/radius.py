@@ -24,7 +24,7 @@ from certifiers.checks import check_logits, check_model, count_classes, device_o
 from certifiers.errors import InputError
 from certifiers.ledger import RowLedger
 from certifiers.methods import METHODS, method_names
-from certifiers.resuming import decide_in_batches, decided_before, input_numbers
+from certifiers.resuming import check_predictions, decide_in_batches, decided_before, input_numbers
 from certifiers.threat import Threat, check_images, check_labels, threat
 from certifiers.verdict import Status
 
@@ -146,6 +146,7 @@ def certify_radii(
         "attack_restarts": attack_restarts,
     }
     known = decided_before(ledger, model, settings, dict(zip(numbers, y.tolist(), strict=True)))
+    check_predictions(ledger, model, x, numbers)
     device, end = device_of(model), time.monotonic() + (run_seconds or math.inf)
     search = _Search(model, norm, methods, largest, tolerance, attack_steps, attack_restarts, seed)
 

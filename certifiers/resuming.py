@@ -6,15 +6,19 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from certifiers.cascade import Contradiction
+from certifiers.checks import device_of
 from certifiers.errors import InputError
 from certifiers.fingerprint import model_hash
 from certifiers.ledger import RowLedger
 from certifiers.methods import METHODS, method_names
 
 Row = TypeVar("Row")
+
+_PREDICTED = 64  # known inputs that are run again
 
 
 def input_numbers(indices: Sequence[int] | None, n: int) -> list[int]:
@@ -53,6 +57,30 @@ def decided_before(
                 f"{label} came with it now: it is about other data. Give another ledger; nothing was written."
             )
     return known
+
+
+@torch.no_grad()
+def check_predictions(ledger: RowLedger[Row] | None, model: nn.Module, x: Tensor, numbers: Sequence[int]) -> None:
+    """Raise InputError unless the model predicts for inputs that the ledger knows what is written of them there.
+
+    Where code of a forward pass or the images have changed, no hash of weights and no label tells. Up to 64 inputs;
+    another prediction counts where its logit is larger by more than rounding.
+    """
+    held = {row.index: row.prediction for row in ledger.verdicts} if ledger is not None else {}
+    places = [place for place, number in enumerate(numbers) if number in held][:_PREDICTED]
+    if not places:
+        return
+    logits = model(x[places].to(device_of(model)))
+    written = torch.tensor([held[numbers[place]] for place in places], device=logits.device)
+    if int(written.max()) < logits.shape[1]:
+        most = logits.amax(1)
+        behind = most - logits.gather(1, written.unsqueeze(1)).squeeze(1)
+        if not (behind > 1e-3 * logits.abs().amax(1)).any():
+            return
+    raise InputError(
+        f"The ledger {ledger.path} has other predictions for some of these inputs than the model gives now: code of "
+        "its forward pass has changed, or the images have. Give another ledger; nothing was written."
+    )
 
 
 def _same(key: str, written: Any, value: Any) -> bool:

@@ -313,6 +313,29 @@ def test_a_ledger_of_other_labels_is_refused(tmp_path):
             certify(MODEL, GREY, LABEL + 1, LinfBall(0.1), ledger=ledger)
 
 
+def test_a_ledger_of_other_predictions_is_refused(tmp_path):
+    class Signed(nn.Module):
+        sign = 1.0
+
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return type(self).sign * self.fc(x)
+
+    torch.manual_seed(0)
+    model, x = Signed().eval(), torch.rand(5, 4)
+    y = model(x).argmax(1)
+    with Ledger(tmp_path / "a.jsonl", {}) as ledger:
+        certify(model, x[:4], y[:4], LinfBall(0.001), ledger=ledger)
+        certify(model, x, y, LinfBall(0.001), ledger=ledger)  # the same, and one more
+        for images in (1 - x, x):
+            with pytest.raises(InputError, match="other predictions"):
+                Signed.sign = -1.0 if images is x else 1.0
+                certify(model, images, y, LinfBall(0.001), ledger=ledger)
+
+
 # ---- bad input
 
 
