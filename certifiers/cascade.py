@@ -87,7 +87,7 @@ class _Batch:
         self.cascade, self.x, self.y, self.numbers = cascade, x, y, numbers
         self.states = [_State() for _ in numbers]
         with self._timed("clean", range(len(numbers))), torch.no_grad():
-            logits = cascade.model(x)
+            logits = cascade.model(x.clone())  # a model may write into its input
         check_logits(logits, numbers)
         self.predictions = logits.argmax(1)
         # The smallest margins the network was seen to have, the largest ones proven, and what rounding may add.

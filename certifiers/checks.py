@@ -60,7 +60,7 @@ def count_classes(model: nn.Module, x: Tensor) -> int:
             )
     try:
         with torch.no_grad():
-            logits = model(x[:1].to(device_of(model)))
+            logits = model(x[:1].to(device_of(model), copy=True))  # a model may write into its input
     except RuntimeError as error:
         raise InputError(
             f"The model does not take inputs of shape (batch, {', '.join(map(str, x.shape[1:]))}): "

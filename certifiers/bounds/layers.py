@@ -148,7 +148,7 @@ def _pool_matrix(pool: Callable[[Tensor], Tensor], size: int, like: Tensor | Non
 
 def _average(b, node, x, pools: list[Callable[[Tensor], Tensor]]) -> Converted:
     height, width = b.shape(x)[-2:]
-    like = b.runs[0][node]
+    like = b.runs[0].values[node]
     rows, columns = _pool_matrix(pools[0], height, like), _pool_matrix(pools[1], width, like)
     return [x], lambda _: AveragePool2d(rows, columns)
 
@@ -195,6 +195,8 @@ def max_pool(
 ) -> Converted:
     if return_indices:
         raise b.unsupported(node, "return_indices is not known")
+    if len(b.shape(x)) != 3:
+        raise b.unsupported(node, f"max pooling needs (batch, channels, height, width), not {b.shape(x)} per sample")
     kernel = _pair(kernel_size)
     stride = kernel if stride in (None, []) else _pair(stride)
     pool = MaxPool2d(kernel, stride, _pair(padding), _pair(dilation), ceil_mode)
@@ -205,6 +207,9 @@ def max_pool(
 
 
 def reshape(b, node, x, *_, **__) -> Converted:
+    before, after = (b.runs[0].values[n].dtype for n in (x, node))
+    if before != after:
+        raise b.unsupported(node, f"it reads the bits of {before} as {after}")
     reshape = Reshape(b.shape(x), b.shape(node))
     return [x], (None if reshape.before == reshape.after else lambda _: reshape)
 
@@ -256,7 +261,7 @@ def _scale(b, node, x, scale: Callable[[], Any], shift: Callable[[], Any]) -> Co
 
 
 def sum_or_difference(sign: float):
-    def convert(b, node, a, other, *, alpha=1, **_) -> Converted:
+    def convert(b, node, a, other, *, alpha=1) -> Converted:
         if alpha != 1:
             raise b.unsupported(node, "alpha is not known")
         if b.is_computed(a) and b.is_computed(other):
@@ -283,7 +288,13 @@ def divide(b, node, a, other, *, rounding_mode=None) -> Converted:
     if rounding_mode is not None or b.is_computed(other):
         raise b.unsupported(node, "only division by a constant is linear")
     value = b.constant(node, other)
-    return _scale(b, node, a, lambda: 1 / value(), lambda: 0.0)
+    dtype = b.runs[0].values[node].dtype
+
+    def reciprocal() -> Any:
+        divisor = value()
+        return divisor.to(dtype).reciprocal() if isinstance(divisor, Tensor) else 1 / divisor
+
+    return _scale(b, node, a, reciprocal, lambda: 0.0)
 
 
 def negate(b, node, x) -> Converted:

@@ -22,7 +22,7 @@ An operation holds concrete tensors (the effective weights of one step) and no s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
+from math import gcd, prod
 from typing import ClassVar
 
 import torch
@@ -135,7 +135,8 @@ class Conv2d:
     def backward_terms(self, shape: tuple[int, ...]) -> int:
         outputs, _, *kernel = self.weight.shape
         # So many windows of one output channel read the same pixel.
-        windows = [-(-size // stride) for size, stride in zip(kernel, self.stride, strict=True)]
+        steps = [stride // gcd(stride, gap) for stride, gap in zip(self.stride, self.dilation, strict=True)]
+        windows = [-(-size // step) for size, step in zip(kernel, steps, strict=True)]
         constant = 0 if self.bias is None else total_terms(shape)
         return max(outputs // self.groups * windows[0] * windows[1], constant)
 

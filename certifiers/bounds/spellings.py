@@ -15,6 +15,7 @@ from torch import fx, nn
 
 from . import layers
 from .layers import Converted
+from .overridden import keeps_methods
 
 SUPPORTED = (
     "Linear, Conv2d, BatchNorm1d/2d, ReLU, LeakyReLU, AvgPool2d, AdaptiveAvgPool2d, MaxPool2d, Flatten and reshapes "
@@ -103,27 +104,18 @@ METHODS: dict[str, Callable[..., Converted]] = {
     "neg": layers.negate,
 }
 
-_IN_PLACE_FUNCTIONS = {
-    operator.iadd,
-    operator.isub,
-    operator.imul,
-    operator.itruediv,
-    F.relu_,
-    torch.relu_,
-    F.leaky_relu_,
-}
-
 
 def is_known(module: nn.Module) -> bool:
-    """Layers are matched by class; a subclass counts only if it leaves ``forward`` alone (parametrisations do), or
-    promises as a :class:`~certifiers.bounds.layers.BatchStatistics` that it differs in training alone."""
+    """Layers are matched by class; a subclass counts only if it leaves ``forward`` and what that calls alone (as
+    parametrisations do), or promises as a :class:`~certifiers.bounds.layers.BatchStatistics` that it differs in
+    training alone."""
     return _module_converter(module) is not None
 
 
 def _module_converter(module: nn.Module) -> Callable[..., Converted] | None:
     for kind, converter in MODULES.items():
         own = converter is layers.batch_norm_module and isinstance(module, layers.BatchStatistics)
-        if isinstance(module, kind) and (own or type(module).forward is kind.forward):
+        if isinstance(module, kind) and (own or keeps_methods(module, kind)):
             return converter
     return None
 
@@ -134,21 +126,11 @@ def is_batch_norm(node: fx.Node, module: fx.GraphModule) -> bool:
     return node.target is F.batch_norm
 
 
-def is_in_place(node: fx.Node, module: fx.GraphModule) -> bool:
-    if node.op == "call_module":
-        return getattr(module.get_submodule(node.target), "inplace", False)
-    if node.op == "call_method":
-        return node.target.endswith("_")
-    return node.target in _IN_PLACE_FUNCTIONS or node.kwargs.get("inplace", False) is True
-
-
 def convert(builder, node: fx.Node) -> Converted:
     """The computed inputs of ``node`` and how to build its operation; unknown nodes raise UnsupportedLayer."""
     if node.op == "call_module":
         module = builder.layer(node)
         converter, leading = _module_converter(module), (module,)
-        if getattr(module, "_forward_hooks", None) or getattr(module, "_forward_pre_hooks", None):
-            raise builder.unsupported(node, "a forward hook may change its values")
     else:
         table = METHODS if node.op == "call_method" else FUNCTIONS
         converter, leading = table.get(node.target), ()
