@@ -14,7 +14,7 @@ from certifiers import L2Ball, LinfBall, certify
 from certifiers.bounds import Region, margin_lower_bounds, propagate, trace
 from certifiers.bounds.nonlinear import ReLU
 from certifiers.bounds.operations import Interval
-from certifiers.bounds.rounding import Tally, between, gamma
+from certifiers.bounds.rounding import Tally, between, gamma, single_is_single
 from certifiers.errors import InputError
 from certifiers.exact import decide
 from certifiers.methods import METHODS, rounded_down
@@ -279,6 +279,23 @@ def test_where_single_precision_is_not_itself_double_precision_is_used(method):
     assert (gain > 0).all()  # double precision takes off far less
     assert len(radii) == 4
     assert statuses == [v.status for v in certify(net, x, y, LinfBall(0.001), method, attack_steps=2)]
+
+
+def test_single_precision_is_doubted_where_a_processor_is_asked_for_fewer_bits(monkeypatch):
+    cpu = torch.device("cpu")
+    assert single_is_single(cpu) and not single_is_single(torch.device("cuda"))
+    with monkeypatch.context() as asked:
+        asked.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
+        assert not single_is_single(cpu)
+    place = getattr(torch.backends.mkldnn, "conv", None)
+    if hasattr(place, "fp32_precision"):
+        before = place.fp32_precision
+        try:
+            place.fp32_precision = "bf16"
+            assert not single_is_single(cpu)
+        finally:
+            place.fp32_precision = before
+    assert single_is_single(cpu)
 
 
 def test_a_leaf_whose_bound_is_no_number_is_not_proven(monkeypatch):

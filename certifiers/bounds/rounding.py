@@ -13,6 +13,7 @@ is off by at most the smallest normal number, whether the machine keeps smaller 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Container
 from math import prod
 from typing import Any
@@ -27,6 +28,10 @@ from .region import dot
 #: More terms than any formula below leaves out, and more than the rounding of these formulas themselves can take back.
 _SPARE_TERMS, _SPARE = 16, 1.05
 _LARGEST = 1e12
+_FEWER_BITS = (
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "DNNL_DEFAULT_FPMATH_MODE",
+)  # by which a CPU's libraries are asked for them
 
 
 def gamma(terms: int, dtype: torch.dtype) -> float:
@@ -36,8 +41,15 @@ def gamma(terms: int, dtype: torch.dtype) -> float:
 
 
 def single_is_single(device: torch.device) -> bool:
-    """Whether float32 sums of products are that here: on a GPU they may be TF32 or Winograd's by default."""
-    return device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
+    """Whether float32 sums of products are that here: on a GPU they may be TF32 or Winograd's by default, and on a CPU
+    users may ask for bfloat16."""
+    if device.type != "cpu" or any(os.environ.get(name, "STRICT").upper() != "STRICT" for name in _FEWER_BITS):
+        return False
+    mkldnn = torch.backends.mkldnn
+    places = (torch.backends, mkldnn, getattr(mkldnn, "conv", None), getattr(mkldnn, "matmul", None))
+    if any(getattr(place, "fp32_precision", "none") not in ("none", "ieee") for place in places):
+        return False
+    return torch.get_float32_matmul_precision() == "highest"
 
 
 def underflow(terms: int, like: Tensor) -> float:
