@@ -296,3 +296,10 @@ def test_what_would_be_too_large_a_matrix_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("certifiers.vnncomp.call.LARGEST_MATRIX", 35)
     with pytest.raises(UnsupportedLayer, match="operator Pad.*matrix of 8 x 5 numbers"):
         made(tmp_path, *READABLE["flat values padded"])
+
+
+@pytest.mark.parametrize(("ends", "sizes"), [({}, [1, 3]), ({"start": 1}, [3]), ({"start": -2, "end": -1}, [1])])
+def test_a_part_of_a_shape(ends, sizes, tmp_path):
+    nodes = [("Shape", ["X"], ["s"], ends), ("Cast", ["s"], ["f"], {"to": 1}), ("ReduceSum", ["f"], ["t"], {})]
+    network = made(tmp_path, [*nodes, ("Mul", ["X", "t"], ["Y"], {})], {}, [1, 3], opset=15)
+    assert torch.allclose(network.model(torch.ones(1, 3)), torch.full((1, 3), float(sum(sizes))))
