@@ -28,10 +28,7 @@ from .region import dot
 #: More terms than any formula below leaves out, and more than the rounding of these formulas themselves can take back.
 _SPARE_TERMS, _SPARE = 16, 1.05
 _LARGEST = 1e12
-_FEWER_BITS = (
-    "ONEDNN_DEFAULT_FPMATH_MODE",
-    "DNNL_DEFAULT_FPMATH_MODE",
-)  # by which a CPU's libraries are asked for them
+_FEWER_BITS = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")  # variables that ask a CPU for them
 
 
 def gamma(terms: int, dtype: torch.dtype) -> float:
@@ -71,9 +68,8 @@ def between(lower: Tensor, upper: Tensor) -> Interval:
 def widened(operation: Any, box: Interval, inputs: list[Interval]) -> tuple[Interval, Tensor]:
     """The ``box`` that an operation computes for inputs in boxes, wider by what rounding may have cost; its reach."""
     reach = torch.maximum(operation.reach(*map(size, inputs)), size(box))
-    box = Interval(
-        box.centre, box.radius + gamma(operation.terms, reach.dtype) * reach + underflow(operation.terms, reach)
-    )
+    lost = gamma(operation.terms, reach.dtype) * reach + underflow(operation.terms, reach)
+    box = Interval(box.centre, box.radius + lost)
     return box, torch.maximum(reach, size(box))
 
 
