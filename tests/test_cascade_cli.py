@@ -138,7 +138,7 @@ def test_the_missing_extra_is_named_whole(cli, work, monkeypatch):
 
 def verdict(index, status, method, stages):
     seconds = sum(stages.values())
-    return Verdict(index, 0, 0, Status(status), 0.1, "linf", method, None, seconds, stages)
+    return Verdict(index, 0, int(status == "misclassified"), Status(status), 0.1, "linf", method, None, seconds, stages)
 
 
 ROWS = [
