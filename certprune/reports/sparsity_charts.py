@@ -20,7 +20,7 @@ from certprune.reports.sparsity import Panel, SparsityLine, line_styles, sparsit
 from certprune.reports.svg import Axes, Line, line_chart, swatch
 
 SIZE = (330, 300)
-MARKED = (0.0, 0.9, 0.99, 0.5, 0.95, 0.8, 0.999)  # sparsities worth a tick, the most telling first
+MARKED = (0.0, 0.9, 0.99, 0.5, 0.95, 0.8, 0.999, 0.998, 0.995)  # sparsities worth a tick, the most telling first
 
 
 def sparsity_section(run: RunView) -> str:
