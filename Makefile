@@ -72,7 +72,7 @@ $(OBJECTIVES) $(PRUNING) runs/pruning_parts-0 runs/pruning_benign-0: runs/%: ven
 	  seed=$(lastword $(subst -, ,$*)) output=$@ threads=1
 
 # Dense networks alone.
-DENSE := $(foreach seed,$(SEEDS),runs/ibp-$(seed)) runs/mtl_ibp-0
+DENSE := $(foreach seed,$(SEEDS),runs/ibp-$(seed)) runs/mtl_ibp-0 runs/sabr-0
 .PHONY: $(DENSE)
 $(DENSE): runs/%: venv
 	$(RUN) run.py run configs/fashion_mnist/$(basename $(subst -,.,$*)).yaml \
