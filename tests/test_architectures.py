@@ -208,6 +208,8 @@ def test_every_objective_trains_in_every_stage_or_says_why_not(name):
             parameter.requires_grad_(any(parameter is one for one in trained))
         for objective in (each for each in OBJECTIVES if (name, each) not in TOO_SLOW):
             cheap = {key: 1 for key in ("steps", "images") if key in OBJECTIVES[objective].model_fields}
+            if name in LARGE and "eps" in ALL[objective]:
+                cheap["eps"] = 1e-4  # interval bounds of 50 layers from their start grow by 1e32, to the end of float32
             step = build_objective({**ALL[objective], **cheap})
             assert needs_bounds(step) == (objective in NEEDS_BOUNDS)
             if name in UNBOUNDED and objective in NEEDS_BOUNDS:
