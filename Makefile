@@ -20,7 +20,7 @@ HYDRA := $(foreach seed,$(SEEDS),runs/fashion_mnist_hydra-$(seed))
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@grep -E '^[a-z/.-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 24
+	@grep -E '^[a-z/.-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 32
 
 venv: $(READY) ## make .venv with everything in it
 
@@ -63,11 +63,14 @@ results/hydra.md: venv ## learned scores against least magnitude on Fashion-MNIS
 	done
 	$(RUN) run.py table $(HYDRA) --title "Learned scores against least magnitude, Fashion-MNIST at eps 0.1" -o $@
 
-# Some hours on two cores; interrupted, the same command goes on. `make -j2` runs two at a time, one thread each.
+# The rest takes hours; interrupted, the same command goes on. `make -j2` runs two at a time, one thread each.
 OBJECTIVES := $(foreach family,$(FAMILIES),$(foreach seed,$(SEEDS),runs/$(family)-$(seed)))
 PRUNING := $(foreach seed,$(SEEDS),runs/pruning-$(seed))
-.PHONY: $(OBJECTIVES) $(PRUNING)
-$(OBJECTIVES) $(PRUNING) runs/pruning_parts-0 runs/pruning_benign-0: runs/%: venv
+CONFIRM := $(foreach seed,3 4 5 6 7 8,runs/pruning_confirm-$(seed))
+LARGE := $(foreach seed,$(SEEDS),runs/pruning_large-$(seed))
+ONCE := runs/pruning_parts-0 runs/pruning_benign-0
+.PHONY: $(OBJECTIVES) $(PRUNING) $(CONFIRM) $(LARGE) $(ONCE)
+$(OBJECTIVES) $(PRUNING) $(CONFIRM) $(LARGE) $(ONCE): runs/%: venv
 	$(RUN) run.py run configs/fashion_mnist/$(basename $(subst -,.,$*)).yaml \
 	  seed=$(lastword $(subst -, ,$*)) output=$@ threads=1
 
@@ -84,10 +87,30 @@ results/objectives.md: $(OBJECTIVES) $(DENSE) ## families of objectives on Fashi
 # Dense networks with as many weights as are left at 90, 95, 99, 99.5, 99.8 and 99.9 %.
 WIDTHS := 0.316 0.223 0.097 0.068 0.046 0.025
 SMALL := $(foreach width,$(WIDTHS),runs/pruning_small_$(width)-0)
-.PHONY: runs/pruning_parts-0 runs/pruning_benign-0 $(SMALL)
+.PHONY: $(SMALL)
 $(SMALL): runs/pruning_small_%-0: venv
 	$(RUN) run.py run configs/fashion_mnist/pruning_small.yaml model.width=$* output=$@ threads=1
 
-# Five hours or so on two cores with `make -j2`; interrupted, the same command goes on.
-results/pruning.md: $(PRUNING) runs/pruning_parts-0 runs/pruning_benign-0 $(SMALL) ## what to prune by: the evidence
+results/pruning.md: $(PRUNING) runs/pruning_benign-0 $(SMALL) ## what to prune by: the evidence
 	$(RUN) run.py table $^ --title "What to prune by, and how much of each layer: Fashion-MNIST" -o $@
+
+results/pruning-confirmed.md: $(CONFIRM) ## what pruning.md found of the smallest networks, asked of six new seeds
+	$(RUN) run.py table $^ --title "The smallest networks again, six seeds of their own: Fashion-MNIST" -o $@
+
+results/pruning-parts.md: runs/pruning_parts-0 ## what each part of the strongest method is worth
+	$(RUN) run.py table $^ --title "What each part of the method is worth, at 99.8 %: Fashion-MNIST" -o $@
+
+results/pruning-large.md: $(LARGE) ## the same for a larger network
+	$(RUN) run.py table $^ --title "Pruning a larger network: Fashion-MNIST" -o $@
+
+# For a GPU: the table of networks at 0, 90, 95 and 99 % by CROWN-IBP and by smoothing, at the width of cnn_large and
+# CNN7. OPTIONS are settings of the recipes, e.g. OPTIONS="model.width=0.05 pretrain.epochs=1" for a trial on a CPU.
+WIDE := $(foreach objective,crown_ibp stability,$(foreach model,cnn_large cnn7,runs/wide-$(objective)-$(model)))
+OPTIONS ?= speed.channels_last=true
+.PHONY: $(WIDE)
+$(WIDE): runs/wide-%: venv
+	$(RUN) run.py run configs/fashion_mnist/$(firstword $(subst -, ,$*)).yaml \
+	  model.name=$(lastword $(subst -, ,$*)) output=$@ $(OPTIONS)
+
+results/wide.md: $(WIDE) ## cnn_large and CNN7 by CROWN-IBP and by smoothing, dense and pruned; for a GPU
+	$(RUN) run.py compare $^ --title "Wide networks, Fashion-MNIST" -o $@
