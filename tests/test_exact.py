@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import time
 from dataclasses import replace
@@ -310,3 +311,58 @@ def test_the_integer_program_finds_the_exact_least_margin(seed):
         value, point = lowest(problem, question, 10)
         assert value == pytest.approx(least, abs=1e-4)
         assert problem.values(point.unsqueeze(0))[0, question].item() == pytest.approx(least, abs=1e-4)
+
+
+@pytest.mark.parametrize("slope", [0.2, 0.1])
+def test_a_leaky_slope_is_not_rounded_to_single_precision(slope):
+    """By hand: 1000 * slope / 2 against the same and x less 1e-7, so that the margin at x = 1 is -1e-7 or less."""
+    first, last = nn.Linear(1, 2).double(), nn.Linear(2, 2).double()
+    with torch.no_grad():
+        first.weight.copy_(torch.tensor([[0.0], [1.0]]))
+        first.bias.copy_(torch.tensor([-0.5, 0.0]))
+        last.weight.copy_(torch.tensor([[-1000.0, 0.0], [0.0, 1e-6]], dtype=DOUBLE))
+        last.bias.copy_(torch.tensor([0.0, 500 * slope - 9e-7], dtype=DOUBLE))
+    model = nn.Sequential(first, nn.LeakyReLU(slope), last).eval()
+    assert model(torch.zeros(1, 1, dtype=DOUBLE)).argmax() == 0 and model(torch.ones(1, 1, dtype=DOUBLE)).argmax() == 1
+    found = decide(model, torch.zeros(1, dtype=DOUBLE), 0, LinfBall(1.0), seconds=10)
+    assert found.proven is False and found.bound <= -1e-7 + 1e-12
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_leaky_bounds_are_below_every_margin(seed):
+    """On networks with weights of float32 and a slope that float32 does not hold."""
+    torch.manual_seed(seed)
+    layers = nn.Linear(2, 10), nn.LeakyReLU(0.1), nn.Linear(10, 10), nn.LeakyReLU(0.1), nn.Linear(10, 3)
+    model = nn.Sequential(*layers).eval()
+    x = torch.rand(2)
+    exact = copy.deepcopy(model).double()
+    y = int(exact(x.double().unsqueeze(0)).argmax())
+    found = decide(model, x, y, LinfBall(0.005), seconds=10)
+    steps = torch.linspace(-0.005, 0.005, 21, dtype=DOUBLE)
+    points = (x.double() + torch.cartesian_prod(steps, steps)).clamp(0, 1)
+    with torch.no_grad():
+        logits = exact(points)
+    margins = (logits[:, [y]] - logits)[:, [j for j in range(3) if j != y]]
+    assert found.proven and found.bound <= margins.min()
+
+
+def test_a_witness_lies_in_the_ball():
+    """Balls that hold while the box around them does not; a corner of the box is no witness."""
+    steps = torch.linspace(-1, 1, 121, dtype=DOUBLE)
+    square = torch.cartesian_prod(steps, steps)
+    disc, tried = square[square.norm(dim=1) <= 1], 0
+    for seed in range(200):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(2, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 2)).double()
+        for parameter in model.parameters():
+            parameter.data *= 2.5
+        x = 0.3 + 0.4 * torch.rand(2, dtype=DOUBLE)
+        y = int(model(x.unsqueeze(0)).argmax())
+        with torch.no_grad():
+            broken = [(m := model(x + 0.25 * part))[:, y] <= m[:, 1 - y] for part in (disc, square)]
+        if broken[0].any() or not broken[1].any():
+            continue
+        tried += 1
+        found = decide(model.eval(), x, y, L2Ball(0.25), seconds=2)
+        assert found.proven is not False or (found.witness.double() - x).norm() <= 0.25 + 1e-9
+    assert tried >= 3

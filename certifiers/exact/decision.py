@@ -30,7 +30,7 @@ def decide(
     """Whether the network predicts ``y`` for every input that ``threat`` allows around ``x`` (*shape), in [0, 1].
 
     Complete: given time it ends with a proof or with an input that breaks it (only a margin within rounding of 0 is
-    left open). Everything is computed in float64, for the network whose weights are ``model``'s. ``proven`` is True
+    left open; in l2 also what holds in the ball and not in the box around it, if splitting does not tell). Everything is computed in float64, for the network whose weights are ``model``'s. ``proven`` is True
     only if every margin against ``classes`` (default: all others) is positive on the whole region, in exact
     arithmetic: rounding, and the tolerances of linear programs, are accounted for. It is False only with a witness on
     which the float64 network does not predict ``y`` (a tie is broken too).
@@ -61,9 +61,10 @@ def decide(
         rows = rows[:, torch.isin(others[0], wanted)]
 
     def broken(point: Tensor) -> bool:
+        point = point.reshape(image.shape)
         with torch.no_grad():
-            logits = exact(point.reshape(image.shape))[0]
-        return bool((rows[0] @ logits <= 0).any())
+            inside = bool(threat.contains(image, point, 1e-12))  # linear programs look at the box around a ball
+            return inside and bool((rows[0] @ exact(point)[0] <= 0).any())
 
     region = Region.of(image, threat, account_for_rounding=True)
     return decide_rows(network, region, rows[0], torch.zeros(len(rows[0])).to(rows), deadline, broken)

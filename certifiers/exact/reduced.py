@@ -224,7 +224,7 @@ class _Carrier:
                 # Leaky ones are leak * z + (1 - leak) * relu(z).
                 leak = operation.slope
                 units[:, self.columns[i]] += (1 - leak) * row[0].flatten(1)[:, self.unstable[i]]
-                slope = torch.where(self.boxes[i].lower >= 0, 1.0, leak).to(row)
+                slope = torch.where(self.boxes[i].lower >= 0, row.new_ones(()), row.new_tensor(leak))
                 parts, added = (row * slope.unsqueeze(1),), row.new_zeros(row.shape[:2])
             else:
                 parts, added = operation.backward(row)
