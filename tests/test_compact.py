@@ -106,16 +106,42 @@ def test_without_padding_a_constant_channel_is_a_bias():
 
 
 def test_inactive_units_go_and_active_ones_are_folded():
-    # On [0, 1]^2: x1 + x2 - 3 <= -1 is never active, x1 - x2 + 1 >= 0 always; so the network is linear.
+    # On [0, 1]^2: x1 + x2 - 3 <= -1 is never active, x1 - x2 + 2 >= 1 always; so the network is linear.
     net = nn.Sequential(
-        linear([[1.0, 1.0], [1.0, -1.0]], [-3.0, 1.0]), nn.ReLU(), linear([[7.0, 2.0], [1.0, -1.0]], [0.0, 1.0])
+        linear([[1.0, 1.0], [1.0, -1.0]], [-3.0, 2.0]), nn.ReLU(), linear([[7.0, 2.0], [1.0, -1.0]], [0.0, 1.0])
     ).eval()
     small = compact(net, (2,)).model
     (only,) = small
-    assert only.weight.tolist() == [[2.0, -2.0], [-1.0, 1.0]] and only.bias.tolist() == [2.0, 0.0]
+    assert only.weight.tolist() == [[2.0, -2.0], [-1.0, 1.0]] and only.bias.tolist() == [4.0, -1.0]
     # Slightly beyond the domain's corner they would not be: 1 + 1 - 1.9 > 0.
     net[0].bias.data[0] = -1.9
     assert len(list(compact(net, (2,)).model.parameters())) > 2
+
+
+def test_units_of_one_sign_are_decided_without_room_to_spare():
+    """-x1 - 2 x2 <= 0 and x1 >= 0 touch 0 in a corner, and no rounding is in that."""
+    net = nn.Sequential(
+        linear([[-1.0, -2.0], [1.0, 0.0]], [0.0, 0.0]), nn.ReLU(), linear([[7.0, 2.0], [1.0, -1.0]], [0.0, 1.0])
+    ).eval()
+    (only,) = compact(net, (2,)).model
+    assert only.weight.tolist() == [[2.0, 0.0], [-1.0, 0.0]] and only.bias.tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("method", ["ibp", "crown"])
+def test_large_terms_that_cancel_do_not_hide_a_unit(method):
+    """z = x20 - 1e15 (x0 + ... + x19) is 1 where the first pixels are black: centre and radius add up to 0."""
+    first, last = nn.Linear(21, 2), nn.Linear(2, 2)
+    with torch.no_grad():
+        for layer in (first, last):
+            layer.weight.zero_()
+            layer.bias.zero_()
+        first.weight[0], first.weight[0, 20], first.weight[1, 20] = -1e15, 1.0, 0.1
+        last.weight[0, 0], last.weight[1, 1], last.bias[1] = 1.0, 0.1, 0.5
+    net = nn.Sequential(first, nn.ReLU(), last).eval()
+    x = torch.zeros(1, 21)
+    x[0, 20] = 1.0
+    assert net(x)[0].tolist() == pytest.approx([1.0, 0.51])
+    assert compact(net, (21,), method).model(x)[0].tolist() == pytest.approx([1.0, 0.51])
 
 
 def test_active_units_beside_open_ones_are_one_matrix():

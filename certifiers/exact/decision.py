@@ -29,11 +29,12 @@ def decide(
 ) -> Outcome:
     """Whether the network predicts ``y`` for every input that ``threat`` allows around ``x`` (*shape), in [0, 1].
 
-    Complete: given time it ends with a proof or with an input that breaks it (only a margin within rounding of 0 is
-    left open; in l2 also what holds in the ball and not in the box around it, if splitting does not tell). Everything is computed in float64, for the network whose weights are ``model``'s. ``proven`` is True
-    only if every margin against ``classes`` (default: all others) is positive on the whole region, in exact
-    arithmetic: rounding, and the tolerances of linear programs, are accounted for. It is False only with a witness on
-    which the float64 network does not predict ``y`` (a tie is broken too).
+    Complete: given time it ends with a proof or with an input that breaks it. Only a margin within rounding of 0 is
+    left open, and in l2 perhaps what holds in the ball but not in the box around it. Everything is computed in
+    float64, for the network whose weights are ``model``'s. ``proven`` is True only if every margin against
+    ``classes`` (default: all others) is positive on the whole region, in exact arithmetic: rounding, and the
+    tolerances of linear programs, are accounted for. It is False only with a witness in the threat set on which the
+    float64 network does not predict ``y`` (a tie is broken too).
 
     Args:
         model: (batch, *shape) -> logits, in eval mode with plain weights; not changed.

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from certifiers.bounds import Intervals, Network, Region, propagate, trace
 from certifiers.bounds.graph import Node
 from certifiers.bounds.linear import crown_intervals
-from certifiers.bounds.nonlinear import NONLINEAR
-from certifiers.bounds.operations import Conv2d, Interval, Linear
+from certifiers.bounds.nonlinear import NONLINEAR, MaxPool2d, ReLU
+from certifiers.bounds.operations import AveragePool2d, Conv2d, Interval, Linear, Reshape, Select
 
+ENDS = ("centre", "radius")
 MEMORY_MB = 512  # of one group of rows while the units of the whole domain are bounded
 
 
@@ -63,14 +64,43 @@ def network_of(steps: Steps) -> Network:
 def domain_boxes(steps: Steps, method: str) -> list[Interval]:
     """What every step's units can be over the whole domain [0, 1]^d, ``(1, *shape)``.
 
-    ``method``: "ibp" (interval arithmetic), or "crown" (backward bounds where intervals leave a ReLU open).
+    ``method``: "ibp" (interval arithmetic), or "crown" (backward bounds where intervals leave a ReLU open). A radius of
+    0 says that a unit is constant, and the box in front of an activation holds in exact arithmetic: where large terms
+    cancel, rounding must not make a unit look dead.
     """
     network, corner = network_of(steps), torch.zeros(1, *steps[0].shape, dtype=torch.float64)
+    region = Region(Interval.between(corner, corner + 1))
     with torch.no_grad():
-        intervals: Intervals = propagate(network, Region(Interval.between(corner, corner + 1)))
+        sound: Intervals = propagate(network, region, account_for_rounding=True)
         if method == "crown":
-            intervals = crown_intervals(network, intervals, MEMORY_MB, meet=True)
-    return intervals.boxes
+            sound = crown_intervals(network, sound, MEMORY_MB, meet=True)
+        boxes, positive = [region.box], [True]
+        decided = {step.inputs[0] for step in steps if isinstance(step.operation, NONLINEAR)}
+        for place, step in enumerate(steps[1:], start=1):
+            inputs, operation = [boxes[i] for i in step.inputs], step.operation
+            box = operation.interval(*inputs)
+            if place in decided:
+                exact = box.radius == 0
+                if isinstance(operation, (Linear, Conv2d)) and positive[step.inputs[0]]:
+                    exact = exact | _of_one_sign(operation, inputs[0])
+                box = Interval(
+                    *(torch.where(exact, getattr(box, end), getattr(sound.boxes[place], end)) for end in ENDS)
+                )
+            boxes.append(box)
+            cut = isinstance(operation, ReLU) and not operation.slope
+            kept = isinstance(operation, (MaxPool2d, AveragePool2d, Reshape, Select)) and positive[step.inputs[0]]
+            positive.append(cut or kept)
+    return boxes
+
+
+def _of_one_sign(layer: Linear | Conv2d, box: Interval) -> Tensor:
+    """The outputs whose terms are all of one sign where inputs are not negative: nothing in them can cancel."""
+    found = []
+    for sign in (1.0, -1.0):
+        bias = None if layer.bias is None else (sign * layer.bias).clamp(min=0)
+        above = replace(layer, weight=(sign * layer.weight).clamp(min=0), bias=bias).forward(box.upper)
+        found.append(above == 0)
+    return found[0] | found[1]
 
 
 def crown_work(steps: Steps) -> float:
