@@ -83,7 +83,8 @@ def certify(
         "attack_restarts": attack_restarts,
         "input_seconds": input_seconds,
     }
-    known = decided_before(ledger, model, settings, dict(zip(numbers, y.tolist(), strict=True)))
+    labels = dict(zip(numbers, y.tolist(), strict=True))
+    known = decided_before(ledger, model, settings, labels, claim=("norm", "eps"))
     check_predictions(ledger, model, x, numbers)
     device = device_of(model)
     deadline = None if run_seconds is None else time.monotonic() + run_seconds

@@ -33,12 +33,18 @@ def input_numbers(indices: Sequence[int] | None, n: int) -> list[int]:
 
 
 def decided_before(
-    ledger: RowLedger[Row] | None, model: nn.Module, settings: Mapping[str, Any], labels: Mapping[int, int]
+    ledger: RowLedger[Row] | None,
+    model: nn.Module,
+    settings: Mapping[str, Any],
+    labels: Mapping[int, int],
+    claim: Sequence[str],
 ) -> dict[int, Row]:
     """The rows that the ledger holds, by index.
 
-    Raises InputError if its header is about another model or has another value for one of `settings`, or if a row has
-    another label than the input of that number in `labels`.
+    `claim`: those of `settings` that say what a row claims, which it or the header must tell.
+
+    Raises InputError if the header is about another model or has another value for one of `settings`, if a row claims
+    something else, or nobody says what, or if it has another label than the input of that number in `labels`.
     """
     if ledger is None:
         return {}
@@ -56,6 +62,15 @@ def decided_before(
                 f"The ledger {ledger.path} has label {known[number].label} for input {number}, but label "
                 f"{label} came with it now: it is about other data. Give another ledger; nothing was written."
             )
+    for key in claim:
+        for number in known.keys() & labels.keys():
+            told = getattr(known[number], key, ledger.header.get(key))
+            if told is None or not _same(key, told, settings[key]):
+                found = f"does not say for which {key}" if told is None else f"is for {key} {told}"
+                raise InputError(
+                    f"The ledger {ledger.path} has a row for input {number} that {found}, but {key} "
+                    f"{settings[key]} is to be certified. Give another ledger; nothing was written."
+                )
     return known
 
 

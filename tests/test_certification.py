@@ -456,3 +456,17 @@ def test_a_header_may_write_the_methods_in_other_words(tmp_path, written):
         assert len(certify(model, x, y, LinfBall(0.01), ledger=ledger)) == 2
         with pytest.raises(InputError, match="for method .*, but ibp is"):
             certify(model, x, y, LinfBall(0.01), "ibp", ledger=ledger)
+
+
+@pytest.mark.parametrize("header", [{}, {"data": "toy"}])
+@pytest.mark.parametrize("ball", [LinfBall(0.02), L2Ball(0.01)])
+def test_rows_answer_only_for_the_threat_they_were_made_for(tmp_path, header, ball):
+    """A header that leaves it out does not make verdicts at one eps those at another."""
+    model, (x, _) = tiny_mlp(), images(3)
+    y = model(x).argmax(1)
+    with Ledger(tmp_path / "a.jsonl", header) as ledger:
+        found = certify(model, x, y, LinfBall(0.01), "ibp", ledger=ledger)
+        assert certify(model, x, y, LinfBall(0.01), "ibp", ledger=ledger) == found
+        with pytest.raises(InputError, match="row for input 0 that is for (eps 0.01|norm linf), but"):
+            certify(model, x, y, ball, "ibp", ledger=ledger)
+        assert len(ledger.verdicts) == 3

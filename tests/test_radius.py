@@ -170,3 +170,34 @@ def test_the_runs_time_ends_between_batches():
     x, y = images(4)
     rows = certify_radii(NETS["mlp"](), x, y, largest=0.1, tolerance=0.01, batch_size=1, run_seconds=1e-9)
     assert rows == []
+
+
+def test_rows_without_a_norm_are_not_taken_for_another(tmp_path):
+    model, (x, _) = NETS["mlp"](), images(2)
+    y = model(x).argmax(1)
+    with RadiusLedger(tmp_path / "r.jsonl", {"data": "toy"}) as ledger:
+        certify_radii(model, x, y, "l2", largest=0.1, tolerance=0.01, ledger=ledger)
+        with pytest.raises(InputError, match="does not say for which norm, but norm linf"):
+            certify_radii(model, x, y, "linf", largest=0.1, tolerance=0.01, ledger=ledger)
+
+
+def test_no_radius_where_the_last_attack_comes_upon_a_tie():
+    """Logits of 8000, whose last digits are coarser than the bounds': rounded, the network ties within the radius."""
+    tied = 0
+    for seed in range(600):
+        torch.manual_seed(seed)
+        layer = torch.nn.Linear(1, 2)
+        with torch.no_grad():
+            layer.weight.copy_(torch.rand(2, 1))
+            layer.bias.copy_(torch.tensor([8000.0, 8000.0]))
+            layer.bias[0] += 0.01 * torch.rand(1)[0]
+        model, x = torch.nn.Sequential(layer).eval(), torch.full((1, 1), 0.5)
+        y = torch.zeros(1, dtype=torch.long)
+        if model(x).argmax() != 0:
+            continue
+        (row,) = certify_radii(model, x, y, method="crown", largest=0.5, tolerance=1e-3)
+        tied += row.radius == 0 and row.broken is not None
+        if row.radius > 0:
+            (verdict,) = certify(model, x, y, LinfBall(row.radius), "crown")
+            assert verdict.status is Status.certified
+    assert tied > 0

@@ -103,6 +103,14 @@ def test_decimals_are_rounded_outward():
     assert Fraction(least) < Fraction(1, 10) < Fraction(most)
 
 
+@pytest.mark.parametrize("scale", ["1e-400", "1e-200 1e-200", "1e200 1e200"])
+def test_factors_that_no_float_holds_are_scaled(scale):
+    """Y_0 + 2 Y_1 <= 3, all of it times the scale."""
+    (box,) = read(BOX + f"(assert (<= (* {scale} (+ Y_0 (* 2 Y_1))) (* 3 {scale})))").boxes
+    ((first, second, third, b),) = rows(box.polytopes[0])
+    assert (first, second, third, b) == (0.5, 1.0, 0.0, 1.5)
+
+
 @pytest.mark.parametrize(
     ("text", "saying"),
     [
@@ -114,6 +122,8 @@ def test_decimals_are_rounded_outward():
         (BOX + "(assert (<= (* Y_0 Y_1) 1))", ["not linear"]),
         (BOX + "(assert (<= Y_0 1e400))", ["1e400"]),
         (BOX + "(assert (<= Y_3 1))", ["Y_3", "not declared"]),
+        (BOX + "(assert (<= (* 1e-200 1e-200 Y_0) 1))", ["too large for a float"]),
+        (BOX.replace("(<= X_0 1)", "(<= (* 1e-200 1e-200 X_0) 1)"), ["too large for a float"]),
         (BOX + "(check-sat)", ["check-sat"]),
         ("(assert (<= X_0 1))(assert (<= X_1 1))(assert (>= X_1 0))", ["X_0 has no lower bound"]),
         ("(assert (and" + " (or (<= Y_0 1) (<= Y_1 1))" * 20 + "))", ["100000"]),

@@ -59,7 +59,7 @@ def certify_smoothed(
         **smoothing_header(classifier, stopping),
     }
     labels = dict(zip(numbers, y.tolist(), strict=True))
-    known = decided_before(ledger, classifier.model, settings, labels)
+    known = decided_before(ledger, classifier.model, settings, labels, claim=("sigma", "alpha"))
     _check_kind(ledger, settings)
     pending = [row for row, number in enumerate(numbers) if number not in known]
     if pending and batch_size is None:

@@ -242,16 +242,25 @@ class _Bounds:
     def polytope(self) -> Polytope:
         a = torch.zeros(max(len(self.rows), 1), self.sizes["Y"], dtype=torch.float64)
         b = torch.zeros(len(a), dtype=torch.float64)
-        for place, row in enumerate(self.rows):
+        for place, row in enumerate(map(_within_floats, self.rows)):
             b[place] = _outward(-row.constant, 1)
             for (_, number), factor in row.terms.items():
                 a[place, number] = float(factor)
         return Polytope(a, b)
 
 
+def _within_floats(row: Constraint) -> Constraint:
+    """The same constraint, its largest factor 1 where a float would lose it."""
+    largest = max(map(abs, row.terms.values()))
+    return row if 1e-100 <= largest <= 1e100 else _times(row, 1 / largest)
+
+
 def _outward(value: Fraction, sign: int) -> float:
     """The nearest float that is not below (``sign`` 1) or not above (-1) ``value``."""
-    near = float(value)
+    try:
+        near = float(value)
+    except OverflowError:
+        raise InputError("a constraint comes to a bound that is too large for a float") from None
     wrong = Fraction(near) < value if sign > 0 else Fraction(near) > value
     return math.nextafter(near, math.inf * sign) if wrong else near
 

@@ -44,20 +44,26 @@ seeds there.
 """
 
 TESTS = """\
-Differences in certified accuracy, first less second, on the same {images} under every seed. Budget and schedule of
+Differences in certified accuracy, first less second, on {images}. Budget and schedule of
 each criterion, the baseline's too, are those with the highest certified accuracy on *validation* images, unless a
 table says otherwise. Compared are networks with the same pretraining and as many epochs.
 
-Interval and p answer for new training runs *and* new images: seeds and images are crossed random effects, and how
+Interval and p answer for new training runs *and* new images: {design}, and how
 little a few seeds tell of their own variance is in both (a generalised p value). p, Holm: adjusted for all
 comparisons of the table. p, clustered: a linear probability model with covariance clustered by seeds and by images
-(statsmodels), as a second opinion; a dash where its variance comes out negative. Last, for each seed alone: images
+(statsmodels), as a second opinion; a dash where {dash}. Last, for each seed alone: images
 that only the first and only the second network certifies, and the exact McNemar p, which says nothing about other
 seeds. The limits: a few seeds are a small sample, so that a real difference of a point can be missed, and the tests
 take the differences of the seeds as normal, which training runs that collapse are not; one seed alone has no p but
 McNemar's; intervals are not adjusted for being many; and a network that was chosen on
 validation images is tested as if no other had been a candidate.
 """
+
+CROSSED = {"design": "seeds and images are crossed random effects", "dash": "its variance comes out negative"}
+APART = {
+    "design": "each seed has images of its own, so that its difference varies with both",
+    "dash": "seeds do not share their images",
+}
 
 QUESTIONS = (
     (
@@ -125,7 +131,7 @@ def study_page(
     parts = [f"# {title}", f"Made by `{command}`.", _notes(splits)]
     for section in sections:
         shown = {what: name for (title_, what), name in pictures.items() if title_ == section.title}
-        explained = _tests_explained(splits) if section is sections[0] else ""
+        explained = _tests_explained(splits, tests) if section is sections[0] else ""
         parts += _section(section, eps, tests[section.title], shown, explained)
     missing = missing_lines(runs)
     if missing:
@@ -182,10 +188,12 @@ def _notes(splits: Sequence[str]) -> str:
     return NOTES.format(images=images, image=images.removesuffix("s"), selected=selected)
 
 
-def _tests_explained(splits: Sequence[str]) -> str:
+def _tests_explained(splits: Sequence[str], tests: Mapping[str, Mapping[str, list[Comparison]]]) -> str:
     """What the tests are; where their images made choices too, that p does not know of it."""
+    same = all(row.same for found in tests.values() for rows in found.values() for row in rows)
     chose = " Here the images that are tested made these choices, so that p is too small." * ("validation" in splits)
-    return TESTS.format(images=images_of(splits)).rstrip() + chose
+    images = images_of(splits) + (", the same under every seed" if same else "")
+    return TESTS.format(images=images, **(CROSSED if same else APART)).rstrip() + chose
 
 
 def _section(

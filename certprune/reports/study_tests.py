@@ -44,6 +44,7 @@ class Comparison:
     crossed: Crossed
     clustered: float | None
     seeds: tuple[OneSeed, ...]
+    same: bool = True  # the same images under every seed
     adjusted: float | None = None  # p, adjusted for the comparisons of one table
 
     columns: ClassVar[tuple[Column, ...]] = (
@@ -103,13 +104,13 @@ def against_magnitude(section: Section) -> list[Comparison]:
 
 
 def against_dense(section: Section) -> list[Comparison]:
-    """Each learned criterion against the network that is not pruned."""
+    """Each learned criterion against the network of its recipe that is not pruned."""
     dense = {row.recipe: row for row in reversed(section.groups.get(0.0, ())) if not row.pruned and not row.small}
     return compared(
         (level, row, yardstick)
         for level, rows in section.by_recipe()
         for row in best_learned(rows)
-        if (yardstick := dense.get(row.recipe, section.dense)) is not None
+        if (yardstick := dense.get(row.recipe)) is not None
     )
 
 
@@ -185,7 +186,7 @@ def compare(sparsity: float, first: StudyRow, second: StudyRow) -> Comparison | 
         by_seed.append(OneSeed(seed, only_first, only_second, mcnemar_p(only_first, only_second)))
     crossed = crossed_difference(gaps, same)
     clustered = clustered_p(gaps) if same else None
-    return Comparison(sparsity, first, second, len(images), crossed, clustered, tuple(by_seed))
+    return Comparison(sparsity, first, second, len(images), crossed, clustered, tuple(by_seed), same)
 
 
 def _certified(ledger: Any) -> dict[int, bool]:
