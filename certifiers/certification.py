@@ -49,7 +49,7 @@ def certify(
             changed. x: (n, ...) floats in [0, 1]. y: (n,) class numbers.
         method: a name in :data:`METHODS`, several of them in the order to be tried, or "cascade"
             (:data:`CASCADE`; with `input_seconds`, "exact" after it).
-        attack_steps, attack_restarts: of :func:`certifiers.attack.attack`; with 0 steps nothing is falsified
+        attack_steps, attack_restarts: of :func:`certifiers.attack.attack`; with 0 steps only a random start is tried
             and bounds are held against the clean input only.
         indices: the inputs' numbers in their data set; 0 to n - 1 if None.
         ledger: verdicts it holds already are taken from it, new ones are written to it batch by batch. Its header must

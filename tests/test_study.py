@@ -131,7 +131,8 @@ def test_what_is_missing_is_said_and_is_never_a_zero(runs, tmp_path):
     fewer = {key: plan for key, plan in PLANS.items() if key != "score"}
     part = write(tmp_path / "part", {"dense": 50, "joint": 40, "score-erk": 9}, 3, plans=fewer, stop="score-erk")
     out = tmp_path / "page.md"
-    write_study([*runs, part], out, "T", "c", 0.1)
+    write_study([*runs, part], out, "T", "c", 0.1, note="Asked before.")
+    assert out.read_text().startswith("# T\n\nAsked before.\n\nMade by `c`.\n")
     page = out.read_text()
     (section,) = sections_of([*runs, part], 0.1)
     assert list(rows_of(section, 0.99)["score-erk"].nets) == [0, 1, 2]

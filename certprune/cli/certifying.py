@@ -155,6 +155,7 @@ def table(
     unstable: Annotated[
         int, typer.Option(min=0, metavar="N", help="Count unstable units around so many images, for -o; 0: do not.")
     ] = 100,
+    note: Annotated[str, typer.Option(help="A paragraph under the page's heading, say what was asked, and when.")] = "",
 ) -> None:
     """Networks by sparsity, means over seeds. With -o a page: paired tests, correlations, pictures, CSVs."""
     from certprune.provenance import command_line
@@ -173,7 +174,7 @@ def table(
         console().print(rich_table(section.rows, f"{section.title}, eps {radius:g}; 95 % intervals in brackets"))
     if out is not None:
         counts = _unstable(sections, radius, unstable) if unstable else {}
-        for path in write_study(runs, out, title, command_line(), radius, counts):
+        for path in write_study(runs, out, title, command_line(), radius, counts, note):
             console().print(f"Wrote {path}", soft_wrap=True)
 
 

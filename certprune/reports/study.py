@@ -92,10 +92,12 @@ def write_study(
     command: str,
     eps: float,
     unstable: Mapping[tuple[str, str], float] | None = None,
+    note: str = "",
 ) -> list[Path]:
     """Write the page to ``out`` and, beside it, its CSVs and pictures; returns all files.
 
     ``unstable``: the mean number of unstable units an image, by run folder and network, where it was counted.
+    ``note``: a paragraph under the heading, in the words of whoever asks.
     Raises InputError for a name that is no page's, and as :func:`recipes_of` does.
     """
     if out.suffix in (".csv", ".png"):
@@ -104,7 +106,7 @@ def write_study(
     tests = {section.title: _tests(section) for section in sections}
     pictures = _pictures(sections, out)
     text = study_page(
-        runs, sections, title, command, eps, tests, {key: path.name for key, (path, _) in pictures.items()}
+        runs, sections, title, command, eps, tests, {key: path.name for key, (path, _) in pictures.items()}, note
     )
     write_text(out, text)
     write_text(out.with_suffix(".csv"), networks_csv(sections, eps))
@@ -125,10 +127,11 @@ def study_page(
     eps: float,
     tests: Mapping[str, Mapping[str, list[Comparison]]],
     pictures: Mapping[tuple[str, str], str],
+    note: str = "",
 ) -> str:
     """The page as text; ``pictures`` are file names by the section's title and what they show."""
     splits = splits_of(runs)
-    parts = [f"# {title}", f"Made by `{command}`.", _notes(splits)]
+    parts = [f"# {title}", note, f"Made by `{command}`.", _notes(splits)]
     for section in sections:
         shown = {what: name for (title_, what), name in pictures.items() if title_ == section.title}
         explained = _tests_explained(splits, tests) if section is sections[0] else ""
