@@ -110,10 +110,10 @@ results/pruning-large.md: $(LARGE) ## the same for a larger network
 # CNN7. OPTIONS are settings of the recipes, e.g. OPTIONS="model.width=0.05 pretrain.epochs=1" for a trial on a CPU.
 WIDE := $(foreach objective,crown_ibp stability,$(foreach model,cnn_large cnn7,runs/wide-$(objective)-$(model)))
 OPTIONS ?= speed.channels_last=true
-.PHONY: $(WIDE)
+.PHONY: $(WIDE) wide
 $(WIDE): runs/wide-%: venv
 	$(RUN) run.py run configs/fashion_mnist/$(firstword $(subst -, ,$*)).yaml \
 	  name=$(subst -,_,$(@F)) model.name=$(lastword $(subst -, ,$*)) output=$@ $(OPTIONS)
 
-results/wide.md: $(WIDE) ## cnn_large and CNN7 by CROWN-IBP and by smoothing, dense and pruned; for a GPU
-	$(RUN) run.py compare $^ --title "Wide networks, Fashion-MNIST" -o $@
+wide: $(WIDE) ## cnn_large and CNN7 by CROWN-IBP and by smoothing, dense and pruned, in results/wide.md; for a GPU
+	$(RUN) run.py compare $^ --title "Wide networks, Fashion-MNIST" -o results/wide.md

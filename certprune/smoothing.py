@@ -58,7 +58,7 @@ def smooth_network(
         "model": model_hash(model),
         "data": data.name,
         "split": recipe.certify.split,
-        **smoothing_header(classifier, settings.stopping),
+        **smoothing_header(classifier, settings.stopping, asked.x),
         **{key: getattr(settings, key) for key in ("sigma", "n0", "n", "alpha")},
         "seed": recipe.seed,
         "pixels": asked.x[0].numel(),

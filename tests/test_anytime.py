@@ -19,7 +19,7 @@ from certifiers.smoothing import (
 )
 from certifiers.smoothing.anytime import RATIOS, WEIGHTS, log_wealth, refuted
 from certifiers.smoothing.kinds import GAUSSIAN, UNIFORM
-from certifiers.smoothing.noise import BLOCK
+from certifiers.smoothing.noise import BLOCK, grid
 from certifiers.smoothing.stopping import looks
 from tests.nets import CLASSES, HalfSpace, images, tiny_conv
 
@@ -256,6 +256,28 @@ def test_a_tolerance_leaves_no_more_to_gain(kind):
     assert Stopping(tolerance=0.02).enough(300, 1000, n, alpha, kind, sigma)  # hopeless
 
 
+@pytest.mark.parametrize("kind", [GAUSSIAN, UNIFORM], ids=lambda kind: kind.name)
+def test_rules_decide_what_is_left_of_a_radius(kind):
+    """With slack a radius is reached when the bound proves it and the slack, and not before."""
+    n, alpha, sigma, slack = 10**6, 0.01, 0.25, 0.05
+    counts = np.arange(500, 1001)
+    lower = np.array([certified_radius(float(p), sigma, kind.name) for p in lower_sequence(counts, 1000, alpha)])
+    upper = np.array([certified_radius(float(p), sigma, kind.name) for p in upper_sequence(counts, 1000, alpha)])
+    for radius in (0.0, 0.2):
+        rule = Stopping(radii=(radius,))
+        over = rule.enough(counts, 1000, n, alpha, kind, sigma, slack=slack)
+        assert (over == ((lower > radius + slack) | (upper < radius + slack))).all()
+        assert (over == Stopping(radii=(radius + slack,)).enough(counts, 1000, n, alpha, kind, sigma)).all()
+        assert (over != rule.enough(counts, 1000, n, alpha, kind, sigma)).any()
+    some = lower > slack  # where some radius is left
+    over = Stopping(tolerance=1e-6, up_to=0.2).enough(counts, 1000, n, alpha, kind, sigma, slack=slack)
+    assert (over == (lower > 0.2 + slack))[some].all() and over[some].any()  # what up_to alone ends
+    with_it = Stopping(tolerance=0.02, up_to=0.2).enough(counts, 1000, 5000, alpha, kind, sigma, slack=slack)
+    without = Stopping(tolerance=0.02, up_to=0.2 + slack).enough(counts, 1000, 5000, alpha, kind, sigma)
+    assert (with_it == without)[some].all()  # a tolerance is the same
+    assert with_it[30] and not without[30]  # of 530 in 1000 nothing will be left
+
+
 def test_bad_rules():
     for given, saying in (
         ({}, "give a tolerance"),
@@ -288,10 +310,11 @@ def test_anytime_counts_do_not_depend_on_batches_order_or_shards(shared):
     shards = [classifier.certify(x[rows], indices=rows, **ask) for rows in ([3, 1], [4], [0, 2, 5])]
     by_number = dict(zip((3, 1, 4, 0, 2, 5), (c for shard in shards for c in shard), strict=True))
     assert [by_number[number] for number in range(6)] == whole
+    slack = 8 * grid(0.3, torch.float32)  # 64 pixels
     for c in whole:  # the radius follows from the counts
         chosen = int(np.argmax(c.selection))
         assert c.p_lower == float(lower_sequence(c.counts[chosen], c.samples, 0.05))
-        assert c.radius == certified_radius(c.p_lower, 0.3)
+        assert c.radius == max(certified_radius(c.p_lower, 0.3) - slack, 0.0)
     # The samples of a stopped run are the first ones of a run to the end.
     ends = classifier.certify(x, n0=30, n=whole[0].samples, seed=7)
     assert ends[0].counts == whole[0].counts

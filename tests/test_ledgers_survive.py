@@ -56,7 +56,7 @@ def radius(path, numbers, pause=0.0):
 def smoothing(path, numbers, pause=0.0, stopping=None):
     classifier = SmoothedClassifier(MODEL, CLASSES, 0.25)
     counts = {"n0": 10, "n": 2000 if stopping else 100, "alpha": 0.01, "seed": 0}
-    header = {**ABOUT, "sigma": 0.25, **counts, **smoothing_header(classifier, stopping)}
+    header = {**ABOUT, "sigma": 0.25, **counts, **smoothing_header(classifier, stopping, X)}
     settings = {"indices": numbers, "stopping": stopping, "on_input": lambda *_: time.sleep(pause)}
     with SmoothedLedger(path, header) as ledger:
         certify_smoothed(classifier, X[numbers], Y[numbers], ledger=ledger, **counts, **settings)

@@ -104,7 +104,8 @@ def test_a_run_leaves_a_ledger_of_each_network(finished):
         assert [v.index for v in verdicts] == list(range(8)) and all(sum(v.counts) == 200 for v in verdicts)
         for v in verdicts:
             bound = lower_confidence_bound(v.counts[v.prediction], 200, 0.001) if v.prediction is not None else 0.0
-            assert v.radius == certified_radius(bound, 0.25)
+            assert v.radius == max(certified_radius(bound, 0.25) - 8 * 2.0**-21, 0.0)  # 64 pixels
+        assert header["slack"] == 8 * 2.0**-21
 
 
 def test_run_again_does_nothing_and_a_changed_certify_section_is_accepted(cli, work):

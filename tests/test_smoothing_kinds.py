@@ -21,7 +21,7 @@ from certifiers.smoothing import (
     smoothing_header,
 )
 from certifiers.smoothing.kinds import KINDS, WIDTH
-from certifiers.smoothing.noise import BLOCK, fill_uniform, stream
+from certifiers.smoothing.noise import BLOCK, fill_uniform, grid, snapped, stream
 from certifiers.smoothing.sampling import fastest_batch
 from certifiers.smoothing.shared import shared_counts, split_first_layer
 from certifiers.verdict import model_hash
@@ -84,7 +84,7 @@ def test_the_closed_form_of_an_axis_is_reached_and_never_passed():
     # Along the axis the radius is exact: beyond it the class does change.
     moved = x[-1:].clone()
     moved[0, 0] -= 1.02 * distances[-1]
-    assert classifier.predict(moved, n=20_000) == [0]
+    assert classifier.predict(moved, n=100_000) == [0]
 
 
 def test_no_l1_attack_within_the_radius_changes_a_half_space():
@@ -105,7 +105,7 @@ def test_no_l1_attack_within_the_radius_changes_a_half_space():
 def test_uniform_noise_is_uniform_with_standard_deviation_sigma():
     whole = torch.empty(2 * BLOCK, 300)
     fill_uniform(whole, 0.5, stream(0, 1, "estimate", CPU))
-    assert whole.abs().max() <= WIDTH * 0.5 and whole.std().item() == pytest.approx(0.5, rel=0.01)
+    assert whole.abs().max() <= WIDTH * 0.5 * 1.001 and whole.std().item() == pytest.approx(0.5, rel=0.01)
     assert stats.kstest(whole.flatten()[:20_000].numpy(), "uniform", args=(-WIDTH / 2, WIDTH)).pvalue > 1e-4
     again = torch.empty(2 * BLOCK, 300)
     generator = stream(0, 1, "estimate", CPU)
@@ -193,12 +193,13 @@ def test_shared_noise_counts_as_plain_sampling_does(noise):
     classifier._fill(3, "shared", "estimate", CPU)(drawn)
     with torch.no_grad():
         for row, certificate in zip(x, found, strict=True):
+            row = snapped(row, grid(0.3, row.dtype))
             plain = model(row + drawn[:1030]).argmax(1).bincount(minlength=CLASSES)
             assert abs(plain - torch.tensor(certificate.counts)).sum() <= 2  # a tie up to rounding may be another's
     twice = classifier.certify(x[[1, 1]], n0=50, n=1030, seed=3, indices=[1, 77])
     assert twice[0] == twice[1] == found[1]
     own = SmoothedClassifier(model, CLASSES, 0.3, noise).certify(x[[1, 1]], n0=50, n=1030, seed=3, indices=[1, 77])
-    assert own[0].counts != own[1].counts
+    assert (own[0].selection, own[0].counts) != (own[1].selection, own[1].counts)
     assert classifier.predict(x, n=1000) == [
         int(np.argmax(c.counts)) if c.prediction is not None else None for c in found
     ]
@@ -214,7 +215,7 @@ def test_shared_noise_does_not_depend_on_groups_batches_or_resumption(tmp_path, 
     assert len({c.samples for c in whole}) > 1
     monkeypatch.setattr("certifiers.smoothing.certification.GROUP", 3)
     header = {"model": model_hash(model), "sigma": 0.3, "n0": 20, "n": 1500, "alpha": 0.05, "seed": 1}
-    header |= smoothing_header(classifier, rule)
+    header |= smoothing_header(classifier, rule, x)
     with SmoothedLedger(tmp_path / "a.jsonl", header) as ledger:
         rows = [4, 1]
         certify_smoothed(classifier, x[rows], y[rows], indices=rows, ledger=ledger, batch_size=300, **settings)
@@ -281,7 +282,7 @@ def test_ledgers_of_other_noise_or_rules_are_refused(tmp_path):
     x, y = images(2)
     model = tiny_conv()
     plain = SmoothedClassifier(model, CLASSES, 0.3)
-    assert smoothing_header(plain, None) == {"norm": "l2"}  # as it was before there was a choice
+    assert smoothing_header(plain, None, x) == {"norm": "l2", "slack": 8 * grid(0.3, torch.float32)}
     header = {"model": model_hash(model), "sigma": 0.3, "n0": 10, "n": 60, "alpha": 0.05, "seed": 0}
     ask = {"n0": 10, "n": 60, "alpha": 0.05}
     rule = Stopping(radii=(0.5,))
@@ -291,7 +292,7 @@ def test_ledgers_of_other_noise_or_rules_are_refused(tmp_path):
         (plain, rule, "stopping"),
     ]
     path = tmp_path / "plain.jsonl"
-    with SmoothedLedger(path, header | smoothing_header(plain, None)) as ledger:
+    with SmoothedLedger(path, header | smoothing_header(plain, None, x)) as ledger:
         certify_smoothed(plain, x, y, ledger=ledger, **ask)
         for other, stopping, key in others:
             with pytest.raises(InputError, match=key):
@@ -299,8 +300,8 @@ def test_ledgers_of_other_noise_or_rules_are_refused(tmp_path):
     content = path.read_bytes()
     for place, (other, stopping, key) in enumerate(others):
         with pytest.raises(InputError, match=f"another {key}"):
-            SmoothedLedger(path, header | smoothing_header(other, stopping))
-        with SmoothedLedger(tmp_path / f"{place}.jsonl", header | smoothing_header(other, stopping)) as ledger:
+            SmoothedLedger(path, header | smoothing_header(other, stopping, x))
+        with SmoothedLedger(tmp_path / f"{place}.jsonl", header | smoothing_header(other, stopping, x)) as ledger:
             found = certify_smoothed(other, x, y, ledger=ledger, stopping=stopping, **ask)
             assert ledger.verdicts == found
             with pytest.raises(InputError, match="is for"):
@@ -314,7 +315,8 @@ def test_a_ledger_from_before_samples_were_written_is_gone_on_with(tmp_path):
     x, y = images(3)
     model = tiny_conv()
     classifier = SmoothedClassifier(model, CLASSES, 0.3)
-    header = {"model": model_hash(model), "norm": "l2", "sigma": 0.3, "n0": 10, "n": 60, "alpha": 0.05, "seed": 0}
+    header = {"model": model_hash(model), "sigma": 0.3, "n0": 10, "n": 60, "alpha": 0.05, "seed": 0}
+    header |= smoothing_header(classifier, None, x)
     path = tmp_path / "old.jsonl"
     with SmoothedLedger(path, header) as ledger:
         certify_smoothed(classifier, x[:2], y[:2], n0=10, n=60, alpha=0.05, ledger=ledger)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from certifiers.errors import InputError
+from certifiers.merging import merge_ledgers
 from certifiers.smoothing import (
     SmoothedClassifier,
     SmoothedLedger,
@@ -21,6 +22,7 @@ from certifiers.smoothing import (
     certified_radius,
     certify_smoothed,
     read_smoothed_ledger,
+    smoothing_header,
 )
 from certifiers.smoothing.anytime import lower_sequence
 from certifiers.smoothing.bounds import lower_confidence_bounds
@@ -29,15 +31,15 @@ from tests.nets import CLASSES, HalfSpace, images, tiny_conv
 
 HEADER = {"model": "m", "data": "d", "split": "test", "norm": "l2", "sigma": 0.25, "n0": 100, "n": 1000}
 HEADER |= {"alpha": 0.001, "seed": 0}
+SLACK = 8 * 2.0**-21  # of 64 pixels at sigma 0.25
 
 
 def verdicts_of(model, x, y, path, on_input=None, **changes):
     header = {**HEADER, "model": model_hash(model), "n0": 10, "n": 60, **changes}
-    with SmoothedLedger(path, header) as ledger:
+    classifier = SmoothedClassifier(model, CLASSES, header["sigma"])
+    with SmoothedLedger(path, {**smoothing_header(classifier, None, x), **header}) as ledger:
         settings = {key: header[key] for key in ("n0", "n", "alpha", "seed")}
-        return certify_smoothed(
-            SmoothedClassifier(model, CLASSES, header["sigma"]), x, y, ledger=ledger, on_input=on_input, **settings
-        )
+        return certify_smoothed(classifier, x, y, ledger=ledger, on_input=on_input, **settings)
 
 
 def timeless(verdicts):
@@ -63,7 +65,7 @@ def test_verdicts_come_back_from_the_ledger_as_they_went_in(tmp_path):
     header, again = read_smoothed_ledger(path)
     assert again == found and header["kind"] == "smoothing" and header["sigma"] == 0.25
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert lines[0] | {"model": "m"} == {"ledger": 1, "kind": "smoothing", **HEADER, "n0": 10, "n": 60}
+    assert lines[0] | {"model": "m"} == {"ledger": 1, "kind": "smoothing", **HEADER, "n0": 10, "n": 60, "slack": SLACK}
     assert set(lines[1]) == {
         "index", "label", "prediction", "status", "radius", "counts", "selection", "seconds", "samples"
     }  # fmt: skip
@@ -207,6 +209,40 @@ def test_rows_that_do_not_follow_from_their_counts_are_not_read(tmp_path, change
         file.write(json.dumps({**vars(row), "index": 1, **change}) + "\n")
     with pytest.raises(InputError, match=f"Line 3 .*cannot be true: .*{says}"):
         read_smoothed_ledger(path)
+
+
+def test_rows_prove_their_counts_less_the_slack_of_the_header(tmp_path):
+    whole = most(1000, 0.001, 0.25)
+    for name, header, right, wrong in (
+        ("now", {**HEADER, "slack": SLACK}, whole - SLACK, whole),
+        ("before", HEADER, whole, whole - SLACK),  # a ledger from before there was a grid reads as it did
+    ):
+        row = SmoothedVerdict(0, 1, 1, Status.certified, right, (0, 1000), (10, 90), 0.1, 1000)
+        path = tmp_path / f"{name}.jsonl"
+        with SmoothedLedger(path, header) as ledger:
+            ledger.append([row])
+            with pytest.raises(InputError, match="input 1 cannot go .*from its counts"):
+                ledger.append([replace(row, index=1, radius=wrong)])
+        assert read_smoothed_ledger(path)[1] == [row]
+    less = {**HEADER, "slack": whole + 0.1}  # more than there is: nothing is certified
+    none = SmoothedVerdict(0, 1, None, Status.abstained, 0.0, (0, 1000), (10, 90), 0.1, 1000)
+    assert list(SmoothedLedger.flaws(less, [none])) == []
+
+
+@pytest.mark.parametrize("slack", [None, 2 * SLACK], ids=["none", "another"])
+def test_ledgers_of_another_grid_are_read_but_not_gone_on_with(tmp_path, slack):
+    path, (x, y) = tmp_path / "a.jsonl", images(2)
+    header = {**HEADER, "model": model_hash(tiny_conv()), "n0": 10, "n": 60} | ({"slack": slack} if slack else {})
+    classifier, says = SmoothedClassifier(tiny_conv(), CLASSES, 0.25), f"for slack {slack}, but {SLACK} is to be"
+    with SmoothedLedger(path, header) as ledger, pytest.raises(InputError, match=says):
+        certify_smoothed(classifier, x, y, n0=10, n=60, ledger=ledger)
+    content = path.read_bytes()
+    with pytest.raises(InputError, match=f"another slack: {slack} there, {SLACK} now"):
+        verdicts_of(tiny_conv(), x, y, path)
+    assert path.read_bytes() == content and read_smoothed_ledger(path)[1] == []
+    verdicts_of(tiny_conv(), x, y, tmp_path / "b.jsonl")
+    with pytest.raises(InputError, match="different certifications: their slack"):
+        merge_ledgers([path, tmp_path / "b.jsonl"], tmp_path / "both.jsonl")
 
 
 def test_a_selection_that_ties_may_have_chosen_either_class(tmp_path):

@@ -35,13 +35,14 @@ def lower_confidence_bounds(successes: ArrayLike, n: int, alpha: float) -> NDArr
     return np.where(successes == 0, 0.0, found)
 
 
-def certified_radius(p_lower: float, sigma: float, noise: str = "gaussian") -> float:
+def certified_radius(p_lower: float, sigma: float, noise: str = "gaussian", slack: float = 0.0) -> float:
     """The radius within which the smoothed classifier keeps its class, 0.0 where none is certified.
 
     A class that has probability p_lower > 1/2 or more under noise of standard deviation `sigma` stays the most
     probable one at every input nearer than the radius: sigma * Phi^-1(p_lower) in l2 for Gaussian noise (theorem 1 of
     Cohen et al. 2019, the runner-up at most 1 - p_lower), 2 sqrt(3) sigma * (p_lower - 1/2) in l1 for uniform noise
-    (Lee et al. 2019, Yang et al. 2020); see :mod:`kinds`. In the units of sigma, pixels.
+    (Lee et al. 2019, Yang et al. 2020); see :mod:`kinds`. In the units of sigma, pixels. `slack` is taken off, as
+    far as there is any: what :func:`snapping_slack` says for inputs that are snapped to a grid.
     """
     check_sigma(sigma)
     if not 0.0 <= p_lower <= 1.0:
@@ -49,7 +50,17 @@ def certified_radius(p_lower: float, sigma: float, noise: str = "gaussian") -> f
     kind = noise_kind(noise)
     if p_lower <= 0.5:
         return 0.0
-    return sigma * float(kind.radius(p_lower))
+    return max(sigma * float(kind.radius(p_lower)) - slack, 0.0)
+
+
+def snapping_slack(spacing: float, numbers: int, norm: str) -> float:
+    """By how much two inputs of so many numbers can get farther apart, in `norm` and pixels, when both are snapped.
+
+    Each of them moves by half of the grid's `spacing` or less in each number, and the two by all of it: sqrt(numbers)
+    times the spacing in l2, numbers times in l1. So a classifier that is constant on the grid within a radius of a
+    snapped input is, if it snaps what it is given, constant within that radius less this around the input as it came.
+    """
+    return spacing * (math.sqrt(numbers) if norm == "l2" else numbers)
 
 
 def radius_text(radius: float, digits: int = 3) -> str:

@@ -56,7 +56,7 @@ def certify_smoothed(
         "n": n,
         "alpha": alpha,
         "seed": seed,
-        **smoothing_header(classifier, stopping),
+        **smoothing_header(classifier, stopping, x),
     }
     labels = dict(zip(numbers, y.tolist(), strict=True))
     known = decided_before(ledger, classifier.model, settings, labels, claim=("sigma", "alpha"))
@@ -92,12 +92,13 @@ def certify_smoothed(
     return [known[number] for number in numbers]
 
 
-def smoothing_header(classifier: SmoothedClassifier, stopping: Stopping | None) -> dict[str, Any]:
-    """The part of a ledger's header that says how is smoothed: "norm", and what is not as in Cohen et al.
+def smoothing_header(classifier: SmoothedClassifier, stopping: Stopping | None, x: Tensor) -> dict[str, Any]:
+    """The part of a ledger's header that says how inputs such as x (inputs, ...) are smoothed.
 
-    Ledgers without "noise", "shared_noise" and "stopping" are of Gaussian noise, of each input's own, and a fixed n.
+    That is "norm", "slack" (:meth:`SmoothedClassifier.slack`), and what is not as in Cohen et al. Ledgers without
+    "noise", "shared_noise" and "stopping" are of Gaussian noise, of each input's own, and a fixed n.
     """
-    header: dict[str, Any] = {"norm": classifier.kind.norm}
+    header: dict[str, Any] = {"norm": classifier.kind.norm, "slack": classifier.slack(x)}
     if classifier.noise != "gaussian":
         header["noise"] = classifier.noise
     if classifier.shared_noise:
@@ -109,7 +110,7 @@ def smoothing_header(classifier: SmoothedClassifier, stopping: Stopping | None) 
 
 def _check_kind(ledger: SmoothedLedger | None, settings: Mapping[str, Any]) -> None:
     """What a header leaves out has a meaning too: InputError if it is not what is asked for."""
-    for key in ("noise", "shared_noise", "stopping"):
+    for key in ("noise", "shared_noise", "stopping", "slack"):
         if ledger is not None and ledger.header.get(key) != settings.get(key):
             raise InputError(
                 f"The ledger {ledger.path} is for {key} {ledger.header.get(key)}, but {settings.get(key)} is to be "

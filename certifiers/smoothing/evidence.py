@@ -21,9 +21,10 @@ SLACK = 1e-6  # of the radius, and of sigma: what other releases of the librarie
 def flawed(header: Mapping[str, Any], rows: Sequence[SmoothedVerdict]) -> Iterator[tuple[int, str]]:
     """The places of rows whose class, status or radius does not follow from their counts under this header, and why.
 
-    Needs "n", "alpha" and "sigma" in the header, and "n0", "noise", "stopping" as far as they apply; without the first
-    three, radii are not looked at. With early stopping any number of samples up to n is right: its bound holds whenever
-    one stops. Where several classes won most often in the selection, each of them may be the one that was chosen.
+    Needs "n", "alpha" and "sigma" in the header, and "n0", "noise", "stopping", "slack" as far as they apply; without
+    the first three, radii are not looked at. With early stopping any number of samples up to n is right: its bound
+    holds whenever one stops. Where several classes won most often in the selection, each of them may be the one that
+    was chosen.
     """
     good = []
     for place, row in enumerate(rows):
@@ -88,5 +89,5 @@ def _radii(header: Mapping[str, Any], counts: Sequence[tuple[int, int]]) -> dict
         lower = lower_confidence_bounds(won, header["n"], header["alpha"])
     else:
         lower = lower_sequence(won, samples, header["alpha"])
-    noise = header.get("noise", "gaussian")
-    return {pair: certified_radius(float(p), header["sigma"], noise) for pair, p in zip(pairs, lower, strict=True)}
+    how = header["sigma"], header.get("noise", "gaussian"), header.get("slack") or 0.0
+    return {pair: certified_radius(float(p), *how) for pair, p in zip(pairs, lower, strict=True)}

@@ -25,8 +25,8 @@ def class_counts(
 
     A sample whose largest logit is shared by several classes is won by none: the base classifier is the network that
     answers "tie" there, so that a certificate never hangs on the order of classes. `x` is one input (...) in pixel
-    units on the model's device; the noise is added to it and the sum is never clipped, since the theorem is about
-    unclipped noise.
+    units on the model's device, on the grid of the noise, so that the sum is exact (:mod:`noise`); it is never clipped,
+    since the theorem is about unclipped noise.
 
     ``batch_size``: at most so many samples in a forward pass (default: :func:`suggested_batch`). The noise does not
     depend on it. The forward pass may round differently in another batch, so a sample whose two largest logits are

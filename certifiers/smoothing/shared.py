@@ -3,7 +3,9 @@
 Up to the first nonlinearity a network is affine, W (x + noise) + b = (W x + b) + W noise. With one stream of noise
 for all inputs, W noise is computed once for each block of it, and what is left for each input is an addition and the
 rest of the network. In the floating point numbers of a computer the sum is rounded otherwise than in the network as
-it stands: a sample whose two largest logits are equal up to rounding may be counted otherwise.
+it stands: a sample whose two largest logits are equal up to rounding may be counted otherwise. Input and noise lie on
+the grid here too, but the sum behind the first layer is rounded as it falls: of a network that is made to look at the
+low bits of that sum, only noise of each input's own certifies what it is.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class Stopping:
     some radius is in reach, sampling goes on until one is certified, however small.
 
     ``radii``: each of them is decided: certified, or above what is still possible. For the columns of a table. Radius
-    0 is decided when some radius is certified, or the probability is below one half.
+    0 is decided when some radius is certified, or none can be any more.
 
     Either way sampling ends where nothing can be certified any more, and after n samples. Raises InputError for a
     rule that says nothing, and for numbers out of range.
@@ -71,33 +71,52 @@ class Stopping:
         }
 
     def enough(
-        self, successes: ArrayLike, samples: ArrayLike, n: int, alpha: float, kind: Kind, sigma: float
+        self,
+        successes: ArrayLike,
+        samples: ArrayLike,
+        n: int,
+        alpha: float,
+        kind: Kind,
+        sigma: float,
+        *,
+        slack: float = 0.0,
     ) -> NDArray[np.bool_]:
-        """Whether to stop after so many successes in so many samples, of the n that are allowed; arrays broadcast."""
+        """Whether to stop after so many successes in so many samples, of the n that are allowed; arrays broadcast.
+
+        `slack`, in pixels, is what will be taken off the radius (:func:`~certifiers.smoothing.bounds.snapping_slack`):
+        the radii of the rule are those that are left.
+        """
         k, seen = np.broadcast_arrays(np.asarray(successes, dtype=np.float64), np.asarray(samples, dtype=np.float64))
         stop = (seen >= n) | refuted(seen - k, seen, 0.5, alpha)  # it is below one half
         if self.radii:
-            stop = stop | self._decided(k, seen, alpha, kind, sigma)
+            stop = stop | self._decided(k, seen, alpha, kind, sigma, slack)
         if self.tolerance is not None:
-            stop = stop | self._known(k, seen, n, alpha, kind, sigma)
+            stop = stop | self._known(k, seen, n, alpha, kind, sigma, slack)
         return stop
 
     def _decided(
-        self, k: NDArray[np.float64], seen: NDArray[np.float64], alpha: float, kind: Kind, sigma: float
+        self, k: NDArray[np.float64], seen: NDArray[np.float64], alpha: float, kind: Kind, sigma: float, slack: float
     ) -> NDArray[np.bool_]:
-        p = kind.probability(np.asarray(self.radii) / sigma)
+        p = kind.probability((np.asarray(self.radii) + slack) / sigma)
         k, seen = k[..., None], seen[..., None]
         return (_reached(k, seen, p, alpha) | refuted(seen - k, seen, 1.0 - p, alpha)).all(-1)
 
     def _known(
-        self, k: NDArray[np.float64], seen: NDArray[np.float64], n: int, alpha: float, kind: Kind, sigma: float
+        self,
+        k: NDArray[np.float64],
+        seen: NDArray[np.float64],
+        n: int,
+        alpha: float,
+        kind: Kind,
+        sigma: float,
+        slack: float,
     ) -> NDArray[np.bool_]:
         share = k / seen
         likely = np.minimum(share + np.sqrt(share * (1.0 - share) / seen), 1.0)
-        most = sigma * kind.radius(np.maximum(_projected(likely, n, alpha), 0.5))
+        most = sigma * kind.radius(np.maximum(_projected(likely, n, alpha), 0.5)) - slack
         up_to = math.inf if self.up_to is None else self.up_to
         goal = np.maximum(np.where(most < up_to, most - self.tolerance, up_to), 0.0)  # 0: any radius at all
-        return (most <= 0.0) | _reached(k, seen, kind.probability(goal / sigma), alpha)
+        return (most <= 0.0) | _reached(k, seen, kind.probability((goal + slack) / sigma), alpha)
 
 
 def looks(n: int) -> list[int]:

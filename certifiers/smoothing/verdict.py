@@ -40,8 +40,10 @@ class SmoothedLedger(RowLedger[SmoothedVerdict]):
     """The append-only file of verdicts about one smoothed classifier on one data set.
 
     Header: "model" (:func:`~certifiers.fingerprint.model_hash`), "data", "split", "norm" ("l2", "l1"), "sigma", "n0",
-    "n", "alpha", "seed", "noise", "shared_noise" and "stopping" as far as they apply, which must be the same to go on,
-    and any notes; "pixels", the size of an input, is needed to tell what radii imply in other norms.
+    "n", "alpha", "seed", "noise", "shared_noise" and "stopping" as far as they apply, "slack", which must be the same
+    to go on, and any notes; "pixels", the size of an input, is needed to tell what radii imply in other norms.
+    "slack" is what was taken off the radii because inputs and noise are snapped to a grid; ledgers from before that
+    have none, and are read, but not gone on with: their noise was another.
     """
 
     row = SmoothedVerdict
@@ -59,6 +61,7 @@ class SmoothedLedger(RowLedger[SmoothedVerdict]):
         "noise",
         "shared_noise",
         "stopping",
+        "slack",
     )
 
     @classmethod
