@@ -16,8 +16,14 @@ def check_model(model: nn.Module) -> None:
 
     It must be in eval mode throughout, treat each input by itself (no normalisation by the batch's statistics),
     hold plain weights (no parametrization or pruning mask that is applied on the fly), and all its parameters and
-    buffers must be finite.
+    buffers must be finite. Nor may autocast be on, which would compute bounds in fewer bits than they account for.
     """
+    kind = device_of(model).type
+    if torch.is_autocast_enabled(kind):
+        raise InputError(
+            f"Autocast is on for {kind}, and would compute in fewer bits than the weights have, bounds too. Certify "
+            "outside of torch.autocast. (A network that is to be smoothed in fewer bits can have it in its forward.)"
+        )
     for name, module in model.named_modules():
         where = f"its layer {name}" if name else "it"
         if module.training:

@@ -10,7 +10,10 @@ from torch.nn.utils import parametrizations, prune
 from certifiers.attack import attack
 from certifiers.certification import CASCADE, METHODS, certify
 from certifiers.errors import InputError, SoundnessError, UnsupportedLayer
+from certifiers.exact import decide
 from certifiers.fingerprint import model_hash
+from certifiers.radius import certify_radii
+from certifiers.smoothing import SmoothedClassifier
 from certifiers.threat import L2Ball, LinfBall
 from certifiers.verdict import Ledger, Status, Verdict, read_ledger, summarise
 from tests.nets import CLASSES, NETS, images, tiny_mlp
@@ -470,3 +473,19 @@ def test_rows_answer_only_for_the_threat_they_were_made_for(tmp_path, header, ba
         with pytest.raises(InputError, match="row for input 0 that is for (eps 0.01|norm linf), but"):
             certify(model, x, y, ball, "ibp", ledger=ledger)
         assert len(ledger.verdicts) == 3
+
+
+def test_autocast_is_refused():
+    """Its bounds would be of fewer bits than what rounding is accounted for."""
+    model, (x, _) = tiny_mlp(), images(2)
+    y = model(x).argmax(1)
+    asked = (
+        lambda: certify(model, x, y, LinfBall(0.01)),
+        lambda: certify_radii(model, x, y, largest=0.1, tolerance=0.01),
+        lambda: decide(model, x[0], int(y[0]), LinfBall(0.01), seconds=1),
+        lambda: SmoothedClassifier(model, CLASSES, 0.25).certify(x, n=100),
+    )
+    for ask in asked:
+        ask()
+        with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(InputError, match="Autocast is on for cpu"):
+            ask()
