@@ -83,6 +83,17 @@ def test_the_recipes_methods_without_a_limit_come_first_whatever_the_files_are_c
     assert "ibp+crown-ibp+crown, 10 s an image, eps 0.1</h3>" in reports.write_report(folder).read_text()
 
 
+def test_a_ledger_that_was_moved_aside_is_not_published(folder):
+    """It sorts first, and has more images, but is of the network that was there before."""
+    add(folder, "eps-0.1-old", ["certified"] * 12, model="before")
+    run = read_run(folder)
+    found = run.variant("dense")
+    assert found.ledger(0.1).path.name == "eps-0.1.jsonl" and counts(found.ledger(0.1)) == (9, 7, 3, 10)
+    assert any("eps-0.1-old.jsonl is about other weights than eps-0.1.jsonl" in line for line in run.missing)
+    add(folder, "eps-0.1 (longer)", [*OWN, "certified"])  # of the same network, the one with more images is told
+    assert counts(dense(folder).ledger(0.1)) == (10, 8, 4, 11)
+
+
 def test_together_by_hand(folder):
     add(folder, "eps-0.1-alpha", [*OWN[:3], "certified", *OWN[4:]], method="alpha-crown", by="alpha-crown")
     add(folder, "eps-0.2", ["unknown"] * 4 + ["certified"], eps=0.2)  # image 4 is certified at a larger eps

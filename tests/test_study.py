@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from certifiers.errors import InputError
 from certprune.cli import app
 from certprune.reports import read_run, sections_of, write_study
+from certprune.reports.compare import pairs_to_compare
 from certprune.reports.following import following
 from certprune.reports.paired_tests import crossed_difference
 from certprune.reports.study import missing_lines
@@ -98,6 +99,19 @@ def test_seeds_share_their_images_only_where_labels_say_so(same, tmp_path):
     assert same or row.clustered is None
     page = write_study(section.runs, tmp_path / "page.md", "Study", "command", 0.1)[0].read_text()
     assert ("the same under every seed" in page) is same and ("images of its own" in page) is not same
+
+
+def test_networks_of_another_eps_are_no_baseline_and_say_so(tmp_path):
+    """An own objective may have other settings alone; then it has no name."""
+    nets = {"score": 20, "magnitude": 15, "global": 38}
+    plans = {key: {**PLANS[key], "budget": "uniform", "schedule": "one_shot"} for key in nets}
+    plans["magnitude"] = {**plans["magnitude"], "objective": {"eps": 0.15, "kappa": {"end": 0.5}}}
+    run = write(tmp_path / "r", nets, plans=plans)
+    (section,) = sections_of([run], 0.1)
+    for found in (at_equal_budgets(section), against_magnitude(section)):
+        assert [row.second.network.name for row in found] == ["global"]
+    assert [(first.name, second.name) for first, second in pairs_to_compare(run)] == [("score", "global")]
+    assert "least magnitude (eps 0.15, kappa.end 0.5), uniform" in {row.label for row in section.rows}
 
 
 def test_the_dense_network_of_another_recipe_is_no_yardstick(tmp_path):

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from certifiers.verdict import Status
 from certprune.reports.ledgers import LedgerView
+from certprune.reports.look import Network
 from certprune.reports.read import RunView, Variant
 from certprune.reports.rows import Column, Rate, ordered, points
 from certprune.reports.seeds import check_same_recipe, mean_rate
@@ -48,16 +49,23 @@ class Difference:
 def pairs_to_compare(run: RunView) -> list[tuple[Variant, Variant]]:
     """Each learned criterion against each baseline that shares all but it, and against the dense network.
 
-    All but the criterion: sparsity, budget, and how it was pruned (schedule, pattern and floor).
+    All but the criterion: sparsity, budget, and how it was pruned (schedule, pattern and floor); nor has the baseline
+    an objective of its own that is another (see :func:`same_loss`).
     """
     pairs = []
     learned = [v for v in run.variants if v.criterion and v.criterion not in BASELINES]
     for variant in learned:
         for other in run.variants:
             equal = (other.sparsity, other.budget, other.how) == (variant.sparsity, variant.budget, variant.how)
-            if (equal and other.criterion in BASELINES) or other.name == "dense":
+            baseline = equal and other.criterion in BASELINES and same_loss(variant, other)
+            if baseline or other.name == "dense":
                 pairs.append((variant, other))
     return pairs
+
+
+def same_loss(learned: Variant | Network, baseline: Variant | Network) -> bool:
+    """Whether a baseline was trained for the recipe's objective, or for the learned one's own."""
+    return baseline.objective in (None, learned.objective)
 
 
 def differences(runs: Sequence[RunView], eps: float | None = None) -> list[Difference]:

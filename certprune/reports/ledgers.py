@@ -125,17 +125,32 @@ def read_ledgers(folder: Path, missing: list[str], alarms: list[str]) -> tuple[l
     return sorted(verdicts, key=lambda ledger: ledger.eps), radii
 
 
-def main_ledgers(found: Sequence[LedgerView], methods: str) -> tuple[list[LedgerView], list[LedgerView]]:
+def main_ledgers(
+    found: Sequence[LedgerView], methods: str, missing: list[str]
+) -> tuple[list[LedgerView], list[LedgerView]]:
     """Of the ledgers of one network, one for each eps by ``methods`` (joined by ``+``) and no time limit; the others.
 
-    Of several at one eps (a copy, say), the one with the most images.
+    Of several at one eps (a copy, say), the one with the most images, of those about the network that the file of the
+    usual name is about: what was moved aside is of an older one. That there is such a one is said in ``missing``.
     """
     own: list[LedgerView] = []
-    for ledger in sorted(found, key=lambda ledger: (ledger.eps, -len(ledger.verdicts))):
-        taken = any(same_eps(ledger.eps, other.eps) for other in own)
-        if ledger.way == methods and not taken:
+    usual = [ledger for ledger in found if ledger.way == methods]
+    for ledger in sorted(usual, key=lambda ledger: (ledger.eps, not _usually_named(ledger), -len(ledger.verdicts))):
+        first = next((other for other in own if same_eps(ledger.eps, other.eps)), None)
+        if first is None:
             own.append(ledger)
+        elif ledger.model != first.model:
+            missing.append(
+                f"{ledger.path.parent.name}: {ledger.path.name} is about other weights than {first.path.name}, so "
+                "it is not counted; move it out of this folder."
+            )
+        elif len(ledger.verdicts) > len(first.verdicts):
+            own[own.index(first)] = ledger
     return own, [ledger for ledger in found if ledger not in own]
+
+
+def _usually_named(ledger: LedgerView) -> bool:
+    return ledger.path.stem == f"eps-{ledger.eps:g}"
 
 
 def same_eps(one: float, other: float) -> bool:

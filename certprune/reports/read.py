@@ -45,7 +45,7 @@ class Variant:
     stages: dict[str, Stage]
     ledgers: list[LedgerView]  # by the recipe's methods without a time limit, ascending eps, one for each
     others: list[LedgerView] = field(default_factory=list)  # by other methods, verifiers or under a time limit
-    objective: str | None = None  # the name of its own objective, if it has one that the recipe does not share
+    objective: str | None = None  # its own objective, if it has one that the recipe does not share: name or settings
     smoothed: list[SmoothedView] = field(default_factory=list)  # by randomized smoothing, ascending sigma
     radii: list[RadiusView] = field(default_factory=list)  # the largest certified eps of each image
     how: str = ""  # schedule, pattern and floor in words, where they are not the usual ones
@@ -148,8 +148,19 @@ def variant_name(plan: dict) -> str:
 
 
 def _objective(plan: dict) -> str | None:
+    """An own objective: its name, or of the recipe's with other settings these, as "eps 0.15, kappa.end 1"."""
     own = plan.get("objective")
-    return str(own["name"]) if isinstance(own, dict) and own.get("name") else None
+    if not isinstance(own, dict) or not own:
+        return None
+    return str(own["name"]) if own.get("name") else ", ".join(_settings(own))
+
+
+def _settings(values: dict, above: str = "") -> list[str]:
+    found = []
+    for key, value in values.items():
+        name = f"{above}{key}"
+        found += _settings(value, f"{name}.") if isinstance(value, dict) else [f"{name} {value}"]
+    return found
 
 
 def _read_config(folder: Path) -> dict:
@@ -204,7 +215,7 @@ def _read_variant(folder: Path, plan: dict, methods: str, missing: list[str], al
     certificates = folder / "certificates" / name
     found, radii = read_ledgers(certificates, missing, alarms)
     smoothed = read_smoothed(certificates, missing, alarms)
-    held = (stages, *main_ledgers(found, methods), _objective(plan), smoothed, radii)
+    held = (stages, *main_ledgers(found, methods, missing), _objective(plan), smoothed, radii)
     if plan.get("dense") or name == "pretrain":
         return Variant(name, None, None, 0.0, *held)
     sparsity = plan.get("sparsity", found[0].header.get("sparsity") if found else None)

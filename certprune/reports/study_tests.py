@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy
 
 from certifiers.verdict import Status
-from certprune.reports.compare import BASELINES, alike, counted
+from certprune.reports.compare import BASELINES, alike, counted, same_loss
 from certprune.reports.look import percent
 from certprune.reports.paired_tests import Crossed, clustered_p, crossed_difference, holm, mcnemar_p
 from certprune.reports.rows import NONE, Column, points
@@ -97,9 +97,10 @@ def against_magnitude(section: Section) -> list[Comparison]:
     """Each learned criterion against least magnitude, each with the budget and schedule that validation chooses."""
     pairs = []
     for level, rows in section.by_recipe():
-        best = chosen(row for row in rows if row.network.criterion == "magnitude" and not row.elsewhere)
-        if best is not None:
-            pairs += [(level, row, best) for row in best_learned(rows)]
+        magnitude = [row for row in rows if row.network.criterion == "magnitude" and not row.elsewhere]
+        for row in best_learned(rows):
+            best = chosen(other for other in magnitude if same_loss(row.network, other.network))
+            pairs += [] if best is None else [(level, row, best)]
     return compared(pairs)
 
 
@@ -134,6 +135,7 @@ def at_equal_budgets(section: Section) -> list[Comparison]:
         for other in rows
         if row.learned and other.network.criterion in BASELINES and not other.elsewhere
         if (row.network.budget, row.network.how) == (other.network.budget, other.network.how)
+        if same_loss(row.network, other.network)
     )
 
 
