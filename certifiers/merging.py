@@ -40,15 +40,22 @@ def merge_ledgers(paths: Sequence[str | Path], out: str | Path) -> list[Any]:
     if kind is None:
         raise InputError(f"The ledger {paths[0]} holds verdicts of a kind that is not known here.")
     header, rows, source = None, {}, {}
+    told: dict[Path, dict[str, Any]] = {}  # headers that say which images there are; those of old do not
     for path in paths:
         found, here = kind.read(path)
         header = found if header is None else header
         _check_same(kind, header, paths[0], found, path)
+        for earlier, said in told.items():
+            _check_same(kind, said, earlier, found, path)
+        if "images" in found:
+            told[path] = found
         for row in here:
             if row.index in rows:
                 _check_agree(kind, rows[row.index], source[row.index], row, path)
                 continue
             rows[row.index], source[row.index] = row, path
+    if len(told) < len(paths):
+        header.pop("images", None)  # not known of all rows
     merged = [rows[index] for index in sorted(rows)]
     journal.create(out, header, *map(asdict, merged))
     return merged
@@ -56,6 +63,8 @@ def merge_ledgers(paths: Sequence[str | Path], out: str | Path) -> list[Any]:
 
 def _check_same(kind: type[RowLedger], first: dict[str, Any], where: Path, other: dict[str, Any], path: Path) -> None:
     for key in kind.identity:
+        if key == "images" and None in (first.get(key), other.get(key)):
+            continue  # a header of old does not say
         if first.get(key) != other.get(key):
             raise InputError(
                 f"The ledgers {where} and {path} are of different certifications: their {key} is {first.get(key)!r} "

@@ -22,11 +22,10 @@ from certifiers.attack import attack
 from certifiers.cascade import Contradiction
 from certifiers.checks import check_logits, check_model, count_classes, device_of
 from certifiers.errors import InputError
-from certifiers.ledger import RowLedger
 from certifiers.methods import METHODS, method_names
 from certifiers.resuming import check_predictions, decide_in_batches, decided_before, input_numbers
 from certifiers.threat import Threat, check_images, check_labels, threat
-from certifiers.verdict import Status
+from certifiers.verdict import ImageLedger, Status
 
 KIND = "radius"  # the "kind" in the header of such a ledger
 RADIUS_METHODS = ("ibp", "crown-ibp", "crown", "symbolic", "alpha-crown")  # those that take an eps for each input
@@ -52,17 +51,17 @@ class RadiusVerdict:
     seconds: float
 
 
-class RadiusLedger(RowLedger[RadiusVerdict]):
+class RadiusLedger(ImageLedger[RadiusVerdict]):
     """The append-only file of radii of one model on one data set.
 
-    Header: "model", "data", "split", "norm", "method", "largest", "tolerance", "attack_steps", "attack_restarts" as far
-    as they apply, which must be the same to go on, and any notes.
+    Header: "model", "data", "split", "images", "norm", "method", "largest", "tolerance", "attack_steps" and
+    "attack_restarts" as far as they apply, which must be the same to go on, and any notes.
     """
 
     row = RadiusVerdict
     kind = KIND
     identity = (
-        "model", "data", "split", "norm", "method", "largest", "tolerance", "attack_steps", "attack_restarts",
+        "model", "data", "split", "images", "norm", "method", "largest", "tolerance", "attack_steps", "attack_restarts",
     )  # fmt: skip
 
     @classmethod

@@ -8,13 +8,25 @@ from dataclasses import asdict, dataclass, field
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from certifiers.errors import InputError
 from certifiers.fingerprint import model_hash
 from certifiers.ledger import RowLedger
 
-__all__ = ["Accuracy", "Ledger", "Status", "Summary", "Verdict", "model_hash", "read_ledger", "summarise"]
+Row = TypeVar("Row")
+
+__all__ = [
+    "Accuracy",
+    "ImageLedger",
+    "Ledger",
+    "Status",
+    "Summary",
+    "Verdict",
+    "model_hash",
+    "read_ledger",
+    "summarise",
+]
 
 
 class Status(str, Enum):
@@ -56,20 +68,43 @@ class Verdict:
     stages: dict[str, float] = field(default_factory=dict, compare=False)
 
 
-class Ledger(RowLedger[Verdict]):
+class ImageLedger(RowLedger[Row]):
+    """A ledger of images: the key "images" of its header is a digest of them all, which must be the same to go on.
+
+    A seed or a fraction parts a data set anew, under the same name. Headers of old have no such key, and are taken for
+    what the others say; the labels of their rows can still tell.
+    """
+
+    def _check_same(self, wanted: Mapping[str, Any]) -> None:
+        here, now = self.header.get("images"), wanted.get("images")
+        super()._check_same({**wanted, "images": here})
+        if here is not None and now is not None and here != now:
+            raise InputError(
+                f"The ledger {self.path} holds verdicts about other images: the digest of its {_told(self.header)} is "
+                f"{here}, but that of the {_told(wanted)} now is {now}. The data differ, or the seed and fractions "
+                "that part them; nothing was changed. Ask with the run, or the seed, that the ledger was made with, or "
+                "move the file away to start anew."
+            )
+
+
+def _told(header: Mapping[str, Any]) -> str:
+    return " ".join([*(str(header[key]) for key in ("data", "split") if header.get(key)), "images"])
+
+
+class Ledger(ImageLedger[Verdict]):
     """The append-only file of verdicts about one model, on one data set, against one threat set.
 
     Args:
         path: the file; its folder is made if need be.
         header: what the verdicts are about, JSON values: "model" (:func:`model_hash`), "data", "split",
-            "eps", "norm", "method", "attack_steps", "attack_restarts", "input_seconds", of another verifier its
-            command line "external" and its "timeout", as far as they apply, and any notes.
+            "images", "eps", "norm", "method", "attack_steps", "attack_restarts", "input_seconds", of another verifier
+            its command line "external" and its "timeout", as far as they apply, and any notes.
     """
 
     row = Verdict
     kind = None
     identity = (
-        "model", "data", "split", "eps", "norm", "method", "attack_steps", "attack_restarts", "input_seconds",
+        "model", "data", "split", "images", "eps", "norm", "method", "attack_steps", "attack_restarts", "input_seconds",
         "external", "timeout",
     )  # fmt: skip
     repeated = ("eps", "norm")

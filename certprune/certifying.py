@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,19 @@ from typing import Any
 import torch
 
 from certifiers.certification import certify
+from certifiers.errors import InputError
+from certifiers.ledger import RowLedger
 from certifiers.methods import method_names
 from certifiers.threat import threat
 from certifiers.verdict import Ledger, Verdict, model_hash, summarise
 from certprune.asked import asked_images, begun
+from certprune.data.images import ByteImages
+from certprune.data.splits import Split
 from certprune.progress import Progress
 from certprune.runs import Run
 from certprune.subjects import Subject, subject
+
+FIRST = 100  # images whose pixels are looked at, to tell splits apart
 
 
 def certify_run(run: Run, data: Any, device: torch.device, progress: Progress | None = None) -> None:
@@ -55,9 +62,11 @@ def certify_network(
     model = about.model.to(device)
     other = () if methods == settings.methods else methods
     path = about.ledgers / ledger_name(eps, other, input_seconds)
+    split = getattr(data, settings.split)
     header = _header(run, about.name, eps, methods, data.name, model_hash(model), about.sparsity)
     limit = {} if input_seconds is None else {"input_seconds": input_seconds}
-    with Ledger(path, header | limit) as ledger:
+    with Ledger(path, header | {"images": images_digest(split)} | limit) as ledger:
+        check_labels_held(ledger, split)
         note = begun(progress, f"{about.name} · certify eps {eps:g}", ledger, asked.numbers)
         if note is None:
             return path
@@ -86,6 +95,37 @@ def ledger_name(eps: float, methods: Sequence[str] = (), input_seconds: float | 
     """The name of a ledger at ``eps``; other methods than the recipe's, and a time limit, are in it."""
     parts = [f"eps-{eps:g}", "+".join(methods), "" if input_seconds is None else f"{input_seconds:g}s"]
     return "-".join(filter(None, parts)) + ".jsonl"
+
+
+def images_digest(split: Split) -> str:
+    """16 hexadecimal digits of the SHA-256 of how many images a split has, all labels, and its first 100 images.
+
+    Which images stand in a split depends on seed and fractions, while its name does not. Labels tell, at no cost for
+    the largest data set; images that stay files are not read.
+    """
+    pixels = split.x.pixels if isinstance(split.x, ByteImages) else split.x
+    parts = [split.y.to(torch.int64), *([pixels[:FIRST]] if isinstance(pixels, torch.Tensor) else [])]
+    digest = hashlib.sha256(f"{len(split.y)} images".encode())
+    for part in parts:
+        digest.update(part.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def check_labels_held(ledger: RowLedger[Any], split: Split) -> None:
+    """Raise InputError unless every row of ``ledger`` has the label that the image of its number has in ``split``.
+
+    So a ledger without a digest of its images, and one that has decided all that is asked, is not taken for another's.
+    """
+    labels = split.y.tolist()
+    for row in ledger.verdicts:
+        now = labels[row.index] if 0 <= row.index < len(labels) else None
+        if row.label != now:
+            found = f"there are only {len(labels)} images" if now is None else f"label {now} came with it"
+            raise InputError(
+                f"The ledger {ledger.path} has label {row.label} for input {row.index}, but now {found}: it is about "
+                "other data, or another split of them. Ask with the run, or the seed, that it was made with, or move "
+                "the file away to start anew; nothing was written."
+            )
 
 
 def _outcome(held: list[Verdict], asked: int) -> str:

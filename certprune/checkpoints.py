@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,21 @@ class State:
         return State(self.epoch + 1, [*self.history, plain(row)], best)
 
 
-def save_state(folder: Path, stage: str, state: State, model: nn.Module, optimizer: Optimizers) -> None:
-    """Write ``state.pt`` atomically."""
+def save_state(
+    folder: Path,
+    stage: str,
+    state: State,
+    model: nn.Module,
+    optimizer: Optimizers,
+    objective: Mapping[str, Any] | None = None,
+) -> None:
+    """Write ``state.pt`` atomically; ``objective``: the settings of what is minimised."""
     write_state(
         folder / "state.pt",
         {
             "format": FORMAT,
             "stage": stage,
+            "objective": json.dumps(objective),
             "epoch": state.epoch,
             "history": json.dumps(state.history),
             "model": model.state_dict(),
@@ -54,11 +63,13 @@ def load_state(
     model: nn.Module,
     optimizer: Optimizers,
     device: torch.device,
+    objective: Mapping[str, Any] | None = None,
 ) -> State | None:
     """Restore ``model`` and ``optimizer`` from ``state.pt``, or None if there is none.
 
     Raises :class:`InputError`, with model and file untouched, if the file is damaged or was written by
-    another stage, by another network or by something else.
+    another stage, under another ``objective``, by another network or by something else. What objective is
+    not compared where the file, of old, or the caller does not say.
     """
     path = folder / "state.pt"
     if not path.exists():
@@ -67,11 +78,14 @@ def load_state(
     if found.get("format") != FORMAT or found.get("stage") != stage or not 0 < found.get("epoch", 0) <= epochs:
         raise _foreign(path, f"it is not the state of a {stage} stage of {epochs} epochs")
     try:
+        _check_objective(path, json.loads(found.get("objective", "null")), objective)
         history = json.loads(found["history"])
         chosen = any(row["selected"] for row in history)
         for part in ("model", "best") if chosen else ("model",):
             _check_shapes(path, found.get(part), model.state_dict())
         optimizer.load_state_dict(found["optimizer"])
+    except InputError:  # it says all already
+        raise
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise _foreign(path, str(error)) from error
     model.load_state_dict(found["model"])
@@ -81,6 +95,20 @@ def load_state(
 def discard_state(folder: Path) -> None:
     """Remove ``state.pt``: the stage is complete."""
     (folder / "state.pt").unlink(missing_ok=True)
+
+
+def _check_objective(path: Path, found: Mapping[str, Any] | None, expected: Mapping[str, Any] | None) -> None:
+    if found is None or expected is None:
+        return
+    expected = json.loads(json.dumps(expected))  # as it will be read back
+    # A setting that the file does not know was added since, and has what held before as its default.
+    wrong = [key for key, value in found.items() if expected.get(key) != value]
+    if wrong:
+        wrong = ["name"] if "name" in wrong else wrong  # the settings of another objective say nothing here
+        now, then = ([f"{key} {of.get(key)!r}" for key in wrong] for of in (expected, found))
+        raise _foreign(
+            path, f"the objective should have {', '.join(now)}, but the file was trained with {', '.join(then)}"
+        )
 
 
 def _check_shapes(path: Path, found: Any, expected: dict[str, Tensor]) -> None:

@@ -12,6 +12,7 @@ from certifiers.fingerprint import model_hash
 from certifiers.radius import RADIUS_METHODS, USUAL, RadiusLedger, RadiusVerdict, certify_radii
 from certifiers.verdict import Accuracy, Status
 from certprune.asked import asked_images, begun
+from certprune.certifying import check_labels_held, images_digest
 from certprune.progress import Progress
 from certprune.runs import Run
 from certprune.subjects import Subject, subject
@@ -45,11 +46,13 @@ def radius_network(
     asked = asked_images(run, data, indices, settings.count)
     about = subject(run, network)
     model = about.model.to(device)
+    split = getattr(data, settings.split)
     path = about.ledgers / radius_name(largest, tolerance, () if methods == usual else methods)
     header = {
         "model": model_hash(model),
         "data": data.name,
         "split": settings.split,
+        "images": images_digest(split),
         "norm": recipe.norm,
         "method": "+".join(methods),
         "largest": largest,
@@ -61,6 +64,7 @@ def radius_network(
         "seed": recipe.seed,
     }
     with RadiusLedger(path, header) as ledger:
+        check_labels_held(ledger, split)
         note = begun(progress, f"{about.name} · radius up to {largest:g}", ledger, asked.numbers)
         if note is None:
             return path

@@ -10,7 +10,21 @@ if TYPE_CHECKING:
     from certprune.shrinking import Shrunk, Try
 
 ASKED = "Weights asked for"  # as the network's name says
+WITHIN = 1.2  # the usual end of a search
 HEADINGS = ("Network", ASKED, "Weights", "Images", "Clean", "Certified", "Keeps it")
+
+
+def page_name(
+    target: float, eps: float, like: str | None = None, within: float = WITHIN, count: int | None = None
+) -> str:
+    """The name of the page of a search, without its end; what is not as usual is in it, so that none is lost.
+
+    ``like``: None for the run's usual variant.
+    """
+    name = f"shrink-{target:g}-eps-{eps:g}"
+    name += "" if like is None else f"-like-{like}"
+    name += "" if within == WITHIN else f"-within-{within!r}".removesuffix(".0")
+    return name + ("" if count is None else f"-count-{count}")
 
 
 def _row(one: Try, found: Shrunk) -> tuple[str, ...]:

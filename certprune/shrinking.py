@@ -7,6 +7,7 @@ counts. The test split is certified once, for the network that is chosen.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -19,12 +20,14 @@ from certifiers.errors import InputError
 from certifiers.verdict import Summary, read_ledger, summarise
 from certprune.certifying import certify_network
 from certprune.compact import Cost, compact, cost_of, write_compacted
-from certprune.config import VariantSettings
+from certprune.config import RESERVED, Recipe, VariantSettings
 from certprune.progress import Progress
 from certprune.provenance import command_line
 from certprune.runs import Run, start_run
+from certprune.shrink_report import WITHIN
 from certprune.stages import check_network, run_stages
 from certprune.subjects import Subject, subject
+from certprune.variant_names import default_name
 
 FIRST = 0.01  # the fraction of weights to begin with, where the run says nothing
 STEP = 4.0  # by which the search goes on while all tries hold, or none does
@@ -96,7 +99,7 @@ class Search:
     count: int | None = None
     progress: Progress = field(default_factory=Progress)
 
-    def shrink(self, target: float, like: str | None = None, within: float = 1.2) -> Shrunk:
+    def shrink(self, target: float, like: str | None = None, within: float = WITHIN) -> Shrunk:
         """Find the network with the fewest weights whose certified accuracy is at least ``target``.
 
         Certified accuracy is that on validation images by the recipe's methods. Networks differ from the variant
@@ -106,7 +109,7 @@ class Search:
         Raises InputError for a target outside (0, 1), a run without its pretrained network, and a variant whose
         sparsity cannot be varied.
         """
-        template = _template(self.run, like)
+        template = template_of(self.run, like)
         _check(template, target, within)
         self.run.stage_record("pretrain")
         tried = {
@@ -119,7 +122,7 @@ class Search:
             kept = next_kept(holding, [kept for kept in tried if kept not in holding], within)
             if kept is None:
                 break
-            tried[kept] = self._made(_resized(template, kept))
+            tried[kept] = self._made(_resized(self.run.recipe, template, kept))
         tries = [tried[kept] for kept in sorted(tried, reverse=True)]
         found = Shrunk(target, self.eps, tries, tried[min(holding)] if holding else None)
         return found if found.chosen is None else self._tested(found)
@@ -164,7 +167,8 @@ class Search:
         return replace(found, network=path, test=test, cost=cost_of(small.model, shape), dense=dense)
 
 
-def _template(run: Run, like: str | None) -> VariantSettings:
+def template_of(run: Run, like: str | None = None) -> VariantSettings:
+    """The variant that tries are made like; InputError if the run has no pruned one called ``like``."""
     pruned = [variant for variant in run.recipe.variants if not variant.dense]
     if like is None and not pruned:
         return VariantSettings()
@@ -199,6 +203,22 @@ def _kept(variant: VariantSettings) -> float:
     return round(1 - variant.sparsity, 10)
 
 
-def _resized(template: VariantSettings, kept: float) -> VariantSettings:
+def _resized(recipe: Recipe, template: VariantSettings, kept: float) -> VariantSettings:
+    """The template at another sparsity: the recipe's variant of these settings, else a new one.
+
+    A default name leaves out what an objective of its own changes. So a variant that was named because of one, and one
+    whose default name another has, lends its name, with the sparsity behind. A search that was cut off finds its own
+    variant in the recipe.
+    """
     content = template.model_dump(exclude={"name", "dense", "sparsity"})
-    return VariantSettings(**content, sparsity=round(1 - kept, 10))
+    new = VariantSettings(**content, sparsity=round(1 - kept, 10))
+    for variant in recipe.variants:
+        if _alike(variant, template) and _kept(variant) == _kept(new):
+            return variant
+    own = f"{template.name}-{new.sparsity:g}"
+    usual = default_name(template.model_dump())
+    told = template.name == usual or "name" in (template.objective or {"name": ""})
+    first = (new.name, own) if told else (own, new.name)
+    names = itertools.chain(first, (f"{own}-{number}" for number in itertools.count(2)))
+    free = next(name for name in names if name not in RESERVED and recipe.variant(name) is None)
+    return new.model_copy(update={"name": free})

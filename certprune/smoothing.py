@@ -16,6 +16,7 @@ from certifiers.smoothing import (
     smoothing_header,
 )
 from certprune.asked import asked_images, begun
+from certprune.certifying import check_labels_held, images_digest
 from certprune.config import SmoothingSettings
 from certprune.progress import Progress
 from certprune.runs import Run
@@ -53,11 +54,12 @@ def smooth_network(
     record = run.stage_record(stage, variant)
     model = run.load_model(variant, stage).to(device)
     classifier = SmoothedClassifier(model, record["classes"], settings.sigma, settings.noise, settings.shared_noise)
-    path = smoothing_path(run, variant, settings)
+    path, split = smoothing_path(run, variant, settings), getattr(data, recipe.certify.split)
     header = {
         "model": model_hash(model),
         "data": data.name,
         "split": recipe.certify.split,
+        "images": images_digest(split),
         **smoothing_header(classifier, settings.stopping, asked.x),
         **{key: getattr(settings, key) for key in ("sigma", "n0", "n", "alpha")},
         "seed": recipe.seed,
@@ -66,6 +68,7 @@ def smooth_network(
         "sparsity": record["sparsity"]["total"],
     }
     with SmoothedLedger(path, header) as ledger:
+        check_labels_held(ledger, split)
         note = begun(progress, f"{variant} · smooth sigma {settings.sigma:g}", ledger, asked.numbers)
         if note is None:
             return path

@@ -237,6 +237,7 @@ def _train(
 ) -> None:
     recipe, folder = run.recipe, run.stage_folder(stage, name)
     variant = None if stage == "pretrain" else recipe.variant(name)
+    settings = recipe.stage_objective(stage, variant)
     plan = Plan(
         stage=stage,
         title="pretrain" if stage == "pretrain" else f"{name} · {stage}",
@@ -245,9 +246,9 @@ def _train(
         seed=recipe.seed,
         speed=recipe.speed,
         batch_statistics=stage != "prune" or variant.trains[1],
+        objective=settings,
         device=device,
     )
-    settings = recipe.stage_objective(stage, variant)
     with synchronised(model) if recipe.sync_batch_norm else contextlib.nullcontext():
         result = train(model, groups, build_objective(settings), data, plan, folder, progress, masker)
     freeze_masks(model)

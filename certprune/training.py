@@ -55,7 +55,8 @@ class Plan:
     """One stage's training, below the recipe: what :func:`train` needs besides the model and the images.
 
     ``stage`` seeds the batches together with ``seed``, so variants trained from one recipe see the same
-    batches. ``batch_statistics``: whether batch normalisation learns; if not, it stays in evaluation mode
+    batches. ``objective``: its settings, which a state must have been trained with for the stage to go on
+    from it (None: any). ``batch_statistics``: whether batch normalisation learns; if not, it stays in evaluation mode
     throughout, so that running statistics do not move while only scores should.
     """
 
@@ -66,6 +67,7 @@ class Plan:
     seed: int = 0
     batch_statistics: bool = True
     speed: SpeedSettings = SpeedSettings()
+    objective: Mapping[str, Any] | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
@@ -93,7 +95,7 @@ def train(
     steps, so the minibatches that there is no time for sit it out.
 
     Raises :class:`InputError` if the loss or a gradient is not finite (the state of the last whole epoch is
-    kept), or if ``state.pt`` is damaged or another stage's.
+    kept), or if ``state.pt`` is damaged, another stage's or another objective's.
     """
     progress, among = progress or Progress(), world()
     _lay_out(model, plan)
@@ -107,7 +109,7 @@ def train(
     check_parts(batches.size // among.size, plan.speed)
     take = Step(model, objective, plan.speed, progress)
     optimizer = Optimizers(groups)
-    state = load_state(folder, plan.stage, plan.epochs, model, optimizer, plan.device) or State()
+    state = load_state(folder, plan.stage, plan.epochs, model, optimizer, plan.device, plan.objective) or State()
     among.as_leader(model)
     steps, size = batches.steps, batches.steps * batches.size
     progress.begin(plan.title or plan.stage, plan.epochs * size, done=state.epoch * size)
@@ -124,7 +126,7 @@ def train(
         row["selected"] = bool(ranks) and all(ranks[-1] < rank for rank in ranks[:-1])
         state = state.after(row, model)
         if among.leads:
-            save_state(folder, plan.stage, state, model, optimizer)
+            save_state(folder, plan.stage, state, model, optimizer, plan.objective)
             write_json_lines(folder / "metrics.jsonl", state.history)
         progress.epoch(epoch + 1, plan.epochs, row)
     model.load_state_dict(state.best)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,52 @@ def test_export_writes_a_compacted_network(cli, work, small):
     assert lines and {line[0] for line in lines} == {"onnx/small.onnx"}
     assert cli("verify", *(Path("bench") / name for name in lines[0][:2]), "--timeout", "20") == 0
     assert cli.out.split()[0] in ("sat", "unsat")
+
+
+def other_split(work):
+    """The same networks in a run of another seed: its test split is another one, of the same name."""
+    other = Path(shutil.copytree(work, "other"))
+    config = other / "config.yaml"
+    assert "\nseed: 0\n" in config.read_text()
+    config.write_text(config.read_text().replace("\nseed: 0\n", "\nseed: 1\n"))
+    return other
+
+
+def test_a_ledger_holds_no_images_of_another_split(cli, work, small):
+    other, asked = other_split(work), ("--network", small, "--eps", "0.02")
+    for more in ((), ("--radius",)):
+        assert cli("certify", work, *asked, *more, "--index", "0:10") == 0
+        for images in ("0:10", "10:20"):
+            words = ["other images", "Ask with the run, or the seed"]
+            cli.refuses("certify", other, *asked, *more, "--index", images, saying=words)
+    first, second = (read_ledger("small-certificates/eps-0.02.jsonl")[0], read_ledger(ledger_path(work, "eps-0.02"))[0])
+    assert first["images"] == second["images"]
+
+
+def test_a_ledger_of_old_is_told_by_its_labels(cli, work, small):
+    other, asked = other_split(work), ("--network", small, "--eps", "0.02")
+    for more in ((), ("--radius",)):
+        assert cli("certify", work, *asked, *more, "--index", "0:10") == 0
+    for path in Path("small-certificates").glob("*.jsonl"):
+        header, *rows = path.read_text().splitlines(keepends=True)
+        old = {key: value for key, value in json.loads(header).items() if key != "images"}
+        path.write_text(json.dumps(old) + "\n" + "".join(rows))
+        before, more = path.read_text(), ("--radius",) if "radius" in path.name else ()
+        for images in ("0:10", "10:20"):  # also where there is nothing left to decide
+            cli.refuses("certify", other, *asked, *more, "--index", images, saying=["has label", "another split"])
+        assert path.read_text() == before
+        assert cli("certify", work, *asked, *more, "--index", "5:12") == 0
+        assert path.read_text().startswith(before) and path.read_text().count("\n") == 13
+
+
+def test_two_networks_of_one_name_are_not_exported_together(cli, work, small):
+    other = small.rename("a.safetensors")
+    Path("b").mkdir()
+    shutil.copy(other, "b/a.safetensors")
+    words = ("export", work, "bench", "--eps", "0.02", "--count", "4", "--network", other)
+    cli.refuses(*words, "--network", "b/a.safetensors", saying=["a.safetensors and b/a.safetensors", "both called a"])
+    assert not Path("bench").exists()
+    assert cli(*words, "--network", other) == 0  # one network, said twice
 
 
 def test_mistakes(cli, work, small):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
 from certifiers.certification import certify
 from certifiers.errors import InputError, SoundnessError
@@ -23,7 +24,9 @@ from certifiers.radius import RadiusLedger, certify_radii
 from certifiers.smoothing import SmoothedClassifier, SmoothedLedger, Stopping, certify_smoothed, smoothing_header
 from certifiers.threat import LinfBall
 from certifiers.verdict import UNDECIDED, Ledger, Status, Verdict, read_ledger
-from certprune.data import load_data
+from certprune.certifying import images_digest
+from certprune.data import Split, load_data
+from certprune.data.images import ByteImages, FileImages, View
 from certprune.external import external_network
 from certprune.runs import open_run
 from tests.commands import ONE_EPOCH, VARIANT, copied_run, ended, ledger_path, smoke_run
@@ -190,6 +193,31 @@ def test_two_shards_merge_to_what_one_run_gives(kind, tmp_path):
     assert kind.path.read_bytes() == before
 
 
+@pytest.mark.parametrize("kind", KINDS.values(), ids=str)
+def test_a_ledger_of_other_images_is_refused_and_one_of_old_is_gone_on_with(tmp_path, kind):
+    path, about = tmp_path / "a", {"model": "m", "data": "digits", "split": "test"}
+    for first, later in (({}, {"images": "1a"}), ({"images": "1a"}, {}), ({"images": "1a"}, {"images": "1a"})):
+        path.unlink(missing_ok=True)
+        for more in (first, later):
+            with kind(path, about | more) as ledger:
+                assert ledger.header.get("images") == first.get("images")
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="digits test images is 1a, but .* now is 2b.*Ask with the run"):
+        kind(path, about | {"images": "2b"})
+    assert path.read_bytes() == before
+
+
+def test_the_digest_of_images_tells_splits_apart_and_reads_no_files():
+    x, y = torch.rand(5, 1, 2, 2), torch.tensor([0, 1, 2, 1, 0])
+    splits = [Split(x, y), Split(x, y.flip(0) + 1), Split(x[:4], y[:4]), Split(1 - x, y)]
+    splits.append(Split(ByteImages((255 * x).byte()), y))
+    files = [Path(f"missing{place}.png") for place in range(5)]
+    splits += [Split(FileImages(files, View(2)), labels) for labels in (y, y.flip(0) + 1)]
+    digests = [images_digest(split) for split in splits]
+    assert len(set(digests)) == len(splits)
+    assert digests == [images_digest(Split(split.x, split.y.clone().int())) for split in splits]
+
+
 # ---- merging
 
 
@@ -204,6 +232,20 @@ def shard(path, statuses, start=0, **header):
     return path
 
 
+def test_shards_of_other_images_are_not_merged_even_behind_one_of_old(tmp_path):
+    about = {"model": "m", "eps": 0.1, "norm": "linf"}
+    headers = [about, {**about, "images": "1a"}, {**about, "images": "2b"}]
+    paths = [tmp_path / f"{place}.jsonl" for place in range(3)]
+    for place, (path, header) in enumerate(zip(paths, headers, strict=True)):
+        with Ledger(path, header) as ledger:
+            ledger.append([Verdict(place, 0, 1, Status.misclassified, 0.1, "linf", "clean", None, 0.1)])
+    assert [row.index for row in merge_ledgers(paths[:2], tmp_path / "old.jsonl")] == [0, 1]
+    assert "images" not in read_ledger(tmp_path / "old.jsonl")[0]  # not known of all rows
+    with pytest.raises(InputError, match="images is '1a' .* '2b'"):
+        merge_ledgers(paths, tmp_path / "all.jsonl")
+    assert not (tmp_path / "all.jsonl").exists()
+
+
 def test_merge_on_the_command_line(cli, tmp_path):
     paths = [shard(tmp_path / "a", ["certified", "unknown"], 2), shard(tmp_path / "b", ["falsified"] * 2)]
     assert cli("merge", *paths, "-o", "c.jsonl") == 0 and "4 images of 2 ledgers" in cli.out
@@ -215,10 +257,12 @@ def test_merge_on_the_command_line(cli, tmp_path):
     assert not (tmp_path / "d.jsonl").exists()
 
 
-@pytest.mark.parametrize("change", [{"model": "n"}, {"eps": 0.2}, {"split": "train"}, {"method": "crown"}])
+@pytest.mark.parametrize(
+    "change", [{"model": "n"}, {"eps": 0.2}, {"split": "train"}, {"images": "2b"}, {"method": "crown"}]
+)
 def test_only_shards_of_one_certification_are_merged(tmp_path, change):
-    one = shard(tmp_path / "a", ["certified"])
-    other = shard(tmp_path / "b", [], 1, **change)
+    one = shard(tmp_path / "a", ["certified"], images="1a")
+    other = shard(tmp_path / "b", [], 1, **{"images": "1a", **change})
     with pytest.raises(InputError, match=f"their {next(iter(change))} is"):
         merge_ledgers([one, other], tmp_path / "c")
     with RadiusLedger(tmp_path / "r", {"model": "m"}), pytest.raises(InputError, match="kind radius"):

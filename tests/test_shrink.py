@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import csv
+import json
 import random
+from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from certifiers.errors import InputError
 from certifiers.verdict import read_ledger
 from certprune.compact import read_compacted
-from certprune.runs import open_run
-from certprune.shrinking import LEAST, MOST, next_kept
-from tests.commands import ONE_EPOCH, smoke_run
+from certprune.data import load_data
+from certprune.progress import Progress
+from certprune.runs import Run, open_run
+from certprune.shrink_report import page_name
+from certprune.shrinking import LEAST, MOST, _resized, next_kept
+from certprune.stages import run_stages
+from tests.commands import ONE_EPOCH, copied_run, smoke_run
 
 
 def searched(smallest: float, known: list[float], within: float = 1.2) -> tuple[list[float], float | None]:
@@ -61,10 +69,11 @@ def finished(tmp_path_factory):
 
 
 ASKED = ("--certified-at-least", "0.3", "--eps", "0.02", "--within", "1.6")
+PAGE = "shrink-0.3-eps-0.02-within-1.6"
 
 
 def rows(work):
-    return list(csv.DictReader((work / "shrink-0.3-eps-0.02.csv").read_text().splitlines()))
+    return list(csv.DictReader((work / f"{PAGE}.csv").read_text().splitlines()))
 
 
 def test_shrink_finds_a_small_network_and_tests_it_once(cli, work):
@@ -76,7 +85,7 @@ def test_shrink_finds_a_small_network_and_tests_it_once(cli, work):
     below = weights[smallest + 1] if smallest + 1 < len(weights) else 0
     assert weights[smallest] <= 1.7 * below
     chosen = found[smallest]["variant"]
-    page = (work / "shrink-0.3-eps-0.02.md").read_text()
+    page = (work / f"{PAGE}.md").read_text()
     assert f"| {chosen} |" in page and "yes, chosen" in page and f"The smallest is {chosen}" in cli.out
     assert "…" not in cli.out and f"\n{chosen} " in cli.out, "names in full"
     # Every try is a variant of the run like any other, certified on validation images only.
@@ -96,7 +105,7 @@ def test_shrink_finds_a_small_network_and_tests_it_once(cli, work):
     times = {path: path.stat().st_mtime_ns for path in work.rglob("*.safetensors") if "compacted" not in path.name}
     assert cli("shrink", work, *ASKED) == 0
     assert times == {path: path.stat().st_mtime_ns for path in times}
-    assert rows(work) == found and (work / "shrink-0.3-eps-0.02.md").read_text() == page
+    assert rows(work) == found and (work / f"{PAGE}.md").read_text() == page
     assert cli("report", work) == 0
 
 
@@ -117,6 +126,91 @@ def test_a_search_that_is_cut_off_goes_on_to_the_same_end(cli, work, monkeypatch
     assert cli("shrink", work, *ASKED) == 0
     assert any(row["holds"] == "1" for row in rows(work))
     assert open_run(work).is_complete("finetune", trained[0].recipe.variants[0].name)
+
+
+OWN = (
+    "variants=[{criterion: score, sparsity: 0.8}, {criterion: score, sparsity: 0.8, name: own, objective: {eps: 0.1}}]"
+)
+
+
+@pytest.fixture(scope="module")
+def two_ways(tmp_path_factory):
+    """A run with two variants that are pruned the same way under different objectives."""
+    return smoke_run(tmp_path_factory.mktemp("two") / "smoke", *ONE_EPOCH, OWN, "certify.count=60")
+
+
+def trained_at(work):
+    """The eps that each network's stages were trained at, by its name."""
+    found = {}
+    for path in work.glob("*/*/stage.json"):
+        record = json.loads(path.read_text())
+        found.setdefault(record["variant"], set()).add(record["objective"]["eps"])
+    return found
+
+
+@pytest.mark.parametrize("order", [("score-erk-0.8", "own"), ("own", "score-erk-0.8")])
+def test_a_search_takes_no_network_of_another_objective_for_its_own(cli, two_ways, tmp_path, order):
+    work, asked = copied_run(two_ways, tmp_path / "smoke"), ("--certified-at-least", "0.3", "--eps", "0.02")
+    for like in order:
+        assert cli("shrink", work, *asked, "--like", like) == 0
+    names = {
+        like: work / f"shrink-0.3-eps-0.02{end}" for like, end in zip(sorted(order), ("-like-own", ""), strict=True)
+    }
+    for like, page in names.items():
+        wanted = {0.1 if like == "own" else 0.02}
+        tries = list(csv.DictReader(Path(f"{page}.csv").read_text().splitlines()))
+        assert len(tries) > 2 and all(trained_at(work)[row["variant"]] == wanted for row in tries)
+        assert all(row["variant"].startswith("own" if like == "own" else "score-erk") for row in tries)
+    before = (work / "config.yaml").read_text(), [Path(f"{page}.csv").read_text() for page in names.values()]
+    for like in order:  # again: nothing is new
+        assert cli("shrink", work, *asked, "--like", like) == 0
+    assert before == ((work / "config.yaml").read_text(), [Path(f"{page}.csv").read_text() for page in names.values()])
+
+
+def test_a_name_that_is_taken_is_not_given_again(two_ways):
+    run = open_run(two_ways)
+    plain, own = run.recipe.variants
+    taken = [own.model_copy(update={"name": name, "sparsity": 0.5}) for name in ("score-erk-0.9", "score-erk-0.8-0.9")]
+    recipe = run.recipe.model_copy(update={"variants": (plain, own, *taken)})
+    new = _resized(recipe, plain, 0.1)
+    assert new.name == "score-erk-0.8-0.9-2" and new.objective is None and new.sparsity == 0.9
+    again = recipe.model_copy(update={"variants": (*recipe.variants, new)})
+    assert _resized(again, plain, 0.1) == new, "a search that was cut off goes on with its own"
+
+
+def test_a_stage_that_was_cut_off_is_not_gone_on_with_under_another_objective(two_ways, tmp_path):
+    class Stop(Progress):
+        def epoch(self, epoch, of, row):
+            raise KeyboardInterrupt
+
+    work, data, cpu = copied_run(two_ways, tmp_path / "smoke"), load_data("digits", validation=0.1), torch.device("cpu")
+    recipe = open_run(work).recipe
+    recipe = recipe.model_copy(update={"finetune": recipe.finetune.model_copy(update={"epochs": 2})})
+    weak, strong = (
+        Run(work, recipe.model_copy(update={"variants": (variant.model_copy(update={"name": "cut"}),)}))
+        for variant in recipe.variants
+    )
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(weak, data, cpu, progress=Stop())
+    with pytest.raises(InputError, match="should have eps 0.1, but the file was trained with eps 0.02"):
+        run_stages(strong, data, cpu)
+    run_stages(weak, data, cpu)
+    assert trained_at(work)["cut"] == {0.02}
+
+
+def test_another_search_has_a_page_of_its_own():
+    names = [
+        page_name(0.5, 0.1),
+        page_name(0.5, 0.1, within=1.5),
+        page_name(0.5, 0.1, within=2),
+        page_name(0.5, 0.1, "own-0.9", 1.5, 40),
+    ]
+    assert names == [
+        "shrink-0.5-eps-0.1",
+        "shrink-0.5-eps-0.1-within-1.5",
+        "shrink-0.5-eps-0.1-within-2",
+        "shrink-0.5-eps-0.1-like-own-0.9-within-1.5-count-40",
+    ]
 
 
 def test_a_guarantee_that_nothing_keeps_is_said(cli, work):

@@ -8,6 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import torch
 import yaml
 
 from certifiers.errors import InputError
@@ -21,8 +22,11 @@ from certifiers.smoothing import (
 )
 from certifiers.verdict import Status
 from certprune import reports
+from certprune.data import load_data
 from certprune.recipes import dump_recipe, load_recipe
 from certprune.reports.curves import accuracy_at, rate_at
+from certprune.runs import open_run
+from certprune.smoothing import smooth_network
 from tests.commands import NOISY, SMOKE, VARIANT, ledger_path, smoke_run
 from tests.run_folder import write_run
 
@@ -131,6 +135,19 @@ def test_smooth_goes_on_with_the_ledger_of_the_run(cli, work, finished):
     again = {v.index: (v.counts, v.radius) for v in read_smoothed_ledger(ledger(work))[1]}
     lines = map(json.loads, after.decode().splitlines()[1:])
     assert again == {line["index"]: (tuple(line["counts"]), line["radius"]) for line in lines}
+
+
+def test_a_ledger_holds_no_images_of_another_split(work):
+    run, settings = open_run(work), open_run(work).recipe.certify.smoothing
+    again = (VARIANT, settings, load_data("digits", seed=1, validation=0.1), torch.device("cpu"))
+    with pytest.raises(InputError, match="other images"):
+        smooth_network(run, *again)
+    path = ledger(work)
+    header, *rows = path.read_text().splitlines(keepends=True)
+    path.write_text(json.dumps({k: v for k, v in json.loads(header).items() if k != "images"}) + "\n" + "".join(rows))
+    with pytest.raises(InputError, match="has label .* another split"):  # though all that is asked is decided
+        smooth_network(run, *again)
+    assert smooth_network(run, VARIANT, settings, load_data("digits", seed=0, validation=0.1), again[-1]) == path
 
 
 def test_smooth_with_other_settings_has_a_ledger_of_its_own(cli, work):

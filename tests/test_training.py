@@ -1,6 +1,7 @@
 """The epoch loop: what it trains, which epoch it keeps, and that a cut makes no difference to any bit."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -285,6 +286,35 @@ def _other_network(path):
 def _more_epochs(path):
     state = torch.load(path, weights_only=True)
     torch.save({**state, "epoch": 99}, path)
+
+
+def test_a_state_of_another_objective_is_not_gone_on_from(tmp_path):
+    def plan(objective):
+        return replace(make_plan(), objective=objective)
+
+    weak, strong = ({"name": "crown_ibp", "eps": eps, "ramp": {"end": 0.5}} for eps in (0.1, 0.3))
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, plan=plan(weak), progress=StopAfter(2))
+    before = (tmp_path / "state.pt").read_bytes()
+    with pytest.raises(InputError, match="should have eps 0.3, but the file was trained with eps 0.1.*Delete the file"):
+        run(tmp_path, plan=plan(strong))
+    with pytest.raises(InputError, match="should have name 'benign', but .* name 'crown_ibp'") as caught:
+        run(tmp_path, plan=plan({"name": "benign"}))
+    assert str(caught.value).count("state.pt") == 1, "said once"
+    assert (tmp_path / "state.pt").read_bytes() == before
+    # A setting that came with a later version had its default's meaning before, too.
+    _, result = run(tmp_path, plan=plan({**weak, "new": 1}))
+    assert len(result.history) == 4
+
+
+def test_a_state_of_old_says_nothing_of_its_objective(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, progress=StopAfter(2))
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    del state["objective"]
+    torch.save(state, tmp_path / "state.pt")
+    _, result = run(tmp_path, plan=replace(make_plan(), objective={"name": "benign"}))
+    assert len(result.history) == 4
 
 
 @pytest.mark.parametrize(

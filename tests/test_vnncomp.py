@@ -119,6 +119,38 @@ def test_instances_say_what_is_to_be_proven(tmp_path):
     assert len(box.polytopes) == 9
 
 
+def test_another_network_of_the_same_name_is_refused(tmp_path):
+    x, y = images(5)[0], tiny_mlp()(images(5)[0]).argmax(1)
+    write_instances(tiny_mlp(), x, y, LinfBall(0.03), tmp_path, name="tiny")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    other = tiny_mlp()
+    with torch.no_grad():
+        other[1].weight[0, 0] += 0.1
+    with pytest.raises(InputError, match=r"tiny\.onnx is another network.*Nothing was written\. Give another folder"):
+        write_instances(other, x, y, LinfBall(0.03), tmp_path, name="tiny")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+    write_instances(other, x, y, LinfBall(0.03), tmp_path, name="other")
+    written = onnx.load(str(tmp_path / "onnx" / "tiny.onnx"))
+    written.producer_version = "1.0"  # by another torch, but the same network
+    onnx.save(written, str(tmp_path / "onnx" / "tiny.onnx"))
+    write_instances(tiny_mlp(), x, y, LinfBall(0.01), tmp_path, name="tiny")
+    (tmp_path / "onnx" / "tiny.onnx").unlink()
+    with pytest.raises(InputError, match=r"instances\.csv lists properties of .*tiny\.onnx, which is missing"):
+        write_instances(other, x, y, LinfBall(0.03), tmp_path, name="tiny")
+
+
+def test_no_two_eps_share_a_property(tmp_path):
+    net, (x, _) = tiny_mlp(), images(1)
+    for eps in (2 / 255, 0.00784314, 0.05):
+        write_instances(net, x, net(x).argmax(1), LinfBall(eps), tmp_path)
+    lines = (tmp_path / "instances.csv").read_text().splitlines()
+    names = [f"vnnlib/network-eps-{eps}-0.vnnlib" for eps in ("0.00784313725490196", "0.00784314", "0.05")]
+    assert [line.split(",")[1] for line in lines] == names
+    for name, eps in zip(names, (2 / 255, 0.00784314, 0.05), strict=True):
+        (box,) = read_property(tmp_path / name).boxes
+        assert torch.equal(box.upper, LinfBall(eps).box(x)[1].double().flatten())
+
+
 def test_l2_cannot_be_said_in_vnnlib(tmp_path):
     from certifiers import L2Ball
 

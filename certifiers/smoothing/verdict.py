@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from certifiers.errors import InputError
-from certifiers.ledger import RowLedger
-from certifiers.verdict import Accuracy, Status
+from certifiers.verdict import Accuracy, ImageLedger, Status
 
 KIND = "smoothing"  # the "kind" in the header of such a ledger
 
@@ -36,14 +35,14 @@ class SmoothedVerdict:
     samples: int | None = None
 
 
-class SmoothedLedger(RowLedger[SmoothedVerdict]):
+class SmoothedLedger(ImageLedger[SmoothedVerdict]):
     """The append-only file of verdicts about one smoothed classifier on one data set.
 
-    Header: "model" (:func:`~certifiers.fingerprint.model_hash`), "data", "split", "norm" ("l2", "l1"), "sigma", "n0",
-    "n", "alpha", "seed", "noise", "shared_noise" and "stopping" as far as they apply, "slack", which must be the same
-    to go on, and any notes; "pixels", the size of an input, is needed to tell what radii imply in other norms.
-    "slack" is what was taken off the radii because inputs and noise are snapped to a grid; ledgers from before that
-    have none, and are read, but not gone on with: their noise was another.
+    Header: "model" (:func:`~certifiers.fingerprint.model_hash`), "data", "split", "images", "norm" ("l2", "l1"),
+    "sigma", "n0", "n", "alpha", "seed", "noise", "shared_noise" and "stopping" as far as they apply, "slack", which
+    must be the same to go on, and any notes; "pixels", the size of an input, is needed to tell what radii imply in
+    other norms. "slack" is what was taken off the radii because inputs and noise are snapped to a grid; ledgers from
+    before that have none, and are read, but not gone on with: their noise was another.
     """
 
     row = SmoothedVerdict
@@ -52,6 +51,7 @@ class SmoothedLedger(RowLedger[SmoothedVerdict]):
         "model",
         "data",
         "split",
+        "images",
         "norm",
         "sigma",
         "n0",

@@ -11,6 +11,7 @@ import typer
 from certifiers.errors import InputError
 from certprune.cli.app import app, console
 from certprune.cli.options import chosen_radius, chosen_variants
+from certprune.shrink_report import WITHIN
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -64,7 +65,9 @@ def shrink(
     like: Annotated[
         str | None, typer.Option(metavar="VARIANT", help="Prune as this one does. Default: the first pruned one.")
     ] = None,
-    within: Annotated[float, typer.Option(help="Stop once a network this many times smaller, or nearer, fails.")] = 1.2,
+    within: Annotated[
+        float, typer.Option(help="Stop once a network this many times smaller, or nearer, fails.")
+    ] = WITHIN,
     count: Annotated[int | None, typer.Option(help="The first so many validation images. Default: all.")] = None,
 ) -> None:
     """Find the smallest network that keeps a guarantee. Tries sparsities, resumes by itself, tests the result once."""
@@ -72,8 +75,8 @@ def shrink(
     from certprune.progress import make_progress
     from certprune.provenance import command_line
     from certprune.runs import Run, locked, open_run
-    from certprune.shrink_report import outcome, shrink_csv, shrink_page, shrink_table
-    from certprune.shrinking import Search
+    from certprune.shrink_report import outcome, page_name, shrink_csv, shrink_page, shrink_table
+    from certprune.shrinking import Search, template_of
     from certprune.stages import use_machine
     from certprune.storage import write_text
 
@@ -84,6 +87,7 @@ def shrink(
         raise InputError("Neither the recipe nor the command says at which eps to certify. Give --eps, e.g. --eps 0.1.")
     if count is not None and count < 1:
         raise InputError(f"--count must be at least 1, but {count} came.")
+    usual = template_of(work).name
     device = use_machine(recipe)
     data = load_data(recipe.data.name, seed=recipe.seed, validation=recipe.data.validation, **recipe.data.options)
     progress = make_progress(console())
@@ -93,9 +97,11 @@ def shrink(
             found = search.shrink(certified_at_least, like, within)
         finally:
             progress.close()
-    page = folder / f"shrink-{certified_at_least:g}-eps-{radius:g}.md"
+    other = None if like in (None, usual) else like
+    name = page_name(certified_at_least, radius, other, within, count)
+    page = folder / f"{name}.md"
     write_text(page, shrink_page(found, command_line()))
-    write_text(page.with_suffix(".csv"), shrink_csv(found))
+    write_text(folder / f"{name}.csv", shrink_csv(found))
     console().print(shrink_table(found))
     console().print(outcome(found), soft_wrap=True)
     console().print(f"Report: {page}", soft_wrap=True)

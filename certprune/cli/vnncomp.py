@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +12,9 @@ from certifiers.errors import InputError
 from certprune.cli.app import app, console
 from certprune.cli.options import check_timeout, chosen_images, chosen_radius, chosen_variants
 from certprune.cli.sessions import recipe_data
+
+if TYPE_CHECKING:
+    from certprune.runs import Run
 
 FORMATS = ("vnncomp",)
 
@@ -37,7 +41,7 @@ def export(
 ) -> None:
     """Write networks as ONNX, robustness of images as VNN-LIB. Other verifiers read them."""
     from certifiers.threat import threat
-    from certifiers.vnncomp.instances import OPSET, write_instances
+    from certifiers.vnncomp.instances import OPSET, eps_text, write_instances
     from certprune.asked import asked_images
     from certprune.runs import open_run
     from certprune.subjects import chosen_networks, subject
@@ -52,7 +56,9 @@ def export(
     if not radii:
         raise InputError("Neither the recipe nor the command says which eps to export. Give --eps, e.g. --eps 0.1.")
     asked = asked_images(work, recipe_data(recipe), chosen_images(index, count), recipe.certify.count)
-    for chosen in chosen_networks(names, network, variant):
+    networks = list(dict.fromkeys(chosen_networks(names, network, variant)))
+    _check_names_differ(work, networks)
+    for chosen in networks:
         about = subject(work, chosen)
         name, model = about.name, about.model
         for radius in radii:
@@ -67,11 +73,26 @@ def export(
                 indices=asked.numbers,
             )
             console().print(
-                f"{out / 'onnx' / name}.onnx (opset {OPSET}): {len(lines)} properties at eps {radius:g}; "
+                f"{out / 'onnx' / name}.onnx (opset {OPSET}): {len(lines)} properties at eps {eps_text(radius)}; "
                 f"{len(asked.y) - len(lines)} images are predicted wrong and have none",
                 soft_wrap=True,
             )
     console().print(f"Instances: {out / 'instances.csv'}", soft_wrap=True)
+
+
+def _check_names_differ(work: Run, networks: Sequence[str | Path]) -> None:
+    """Raise InputError where two of the networks would be written to one file."""
+    from certprune.subjects import subject
+
+    files: dict[str, Path] = {}
+    for path in (chosen for chosen in networks if isinstance(chosen, Path)):
+        name = subject(work, path).name
+        if name in files:
+            raise InputError(
+                f"{files[name]} and {path} are both called {name}, by which a network is exported. Nothing was "
+                "written. Export them to different folders, or rename one of the files."
+            )
+        files[name] = path
 
 
 @app.command()
