@@ -39,8 +39,7 @@ def bounded_graph(
     bounded = _convert(lirpa, network, x, logits, settings)
     if norm == "l2" and not _starts_linear(bounded):
         bounded = _convert(lirpa, _behind_identity(network, x), x, logits, settings)
-    if linear:
-        _refuse_unsound(bounded, lirpa.__version__)
+    _refuse_unsound(bounded, lirpa.__version__, linear)
     return bounded
 
 
@@ -118,19 +117,66 @@ def _is_unusual(module: nn.Module) -> bool:
     return module.groups > 1 or module.dilation != (1, 1) or unequal or module.padding_mode != "zeros"
 
 
-def _refuse_unsound(bounded: Any, version: str) -> None:
-    """Raise UnsupportedLayer for operations whose linear bounds were seen above sampled margins.
+def _refuse_unsound(bounded: Any, version: str, linear: bool) -> None:
+    """Raise UnsupportedLayer for operations whose bounds were seen above sampled margins.
 
-    Pooling whose windows overlap or are padded in 0.3, powers in 0.7.
+    ``linear``: whether linear bounds will be asked for, which are wrong where intervals are not.
     """
     for node in bounded._modules.values():
-        kind = type(node).__name__
-        pool = kind == "BoundAveragePool" and version.startswith("0.3")
-        if kind == "BoundPow" or pool and (list(node.kernel_size) != list(node.stride) or any(node.padding)):
+        why = _unsound(node, version, linear)
+        if why is not None:
             raise UnsupportedLayer(
-                f"auto_LiRPA {version} gives wrong bounds for {kind.removeprefix('Bound')} at {node.name}"
-                f"{', because its windows overlap or are padded' if pool else ''}. Use another method."
+                f"auto_LiRPA {version} gives wrong bounds for {type(node).__name__.removeprefix('Bound')} at "
+                f"{node.name}{why and f', because {why}'}. Write the network without it, or use another method."
             )
+
+
+def _unsound(node: Any, version: str, linear: bool) -> str | None:
+    """Why the node's bounds may be wrong, "" where there is no more to say; None where they are right."""
+    kind = type(node).__name__
+    if kind == "BoundLeakyRelu" and not 0 <= node.alpha <= 1:
+        # Outside, intervals have their ends the wrong way round (below 0), or both lines lie on one side (above 1).
+        return f"its slope {node.alpha:g} is not from 0 to 1"
+    if kind in ("BoundDiv", "BoundReciprocal") and _depends_on_input(node.inputs[-1]):
+        # Intervals take the dividend for positive, lines the divisor; a constant dividend is taken for the divisor.
+        return "what it divides by depends on the input"
+    if kind == "BoundPow" and not linear and not _is_at_least_0(node.inputs[1].forward_value):
+        return "its exponent may be negative"
+    if not linear:
+        return None
+    if kind in ("BoundPow", "BoundSqrt"):  # the line above a square root is no tangent
+        return ""
+    if kind in ("BoundGather", "BoundGatherElements") and _repeats(node):  # all but the last have no weight
+        return "it takes some features more than once"
+    pool = kind == "BoundAveragePool" and version.startswith("0.3")
+    if pool and (list(node.kernel_size) != list(node.stride) or any(node.padding)):
+        return "its windows overlap or are padded"
+    return None
+
+
+def _is_at_least_0(value: Any) -> bool:
+    return value is not None and bool((torch.as_tensor(value) >= 0).all())
+
+
+def _depends_on_input(node: Any) -> bool:
+    """Does the node's value depend on the network's input, and not on its shape alone?"""
+    waiting, seen = [node], set()
+    while waiting:
+        node = waiting.pop()
+        kind = type(node).__name__
+        if kind == "BoundInput":
+            return True
+        if id(node) not in seen and kind != "BoundShape":
+            seen.add(id(node))
+            waiting.extend(node.inputs)
+    return False
+
+
+def _repeats(node: Any) -> bool:
+    """Does a gathering node take an element of its input twice? Its forward pass has left the indices."""
+    along = node.axis if type(node).__name__ == "BoundGatherElements" else 0
+    indices = node.index if type(node).__name__ == "BoundGatherElements" else node.indices.flatten()
+    return bool((indices.sort(along).values.diff(dim=along) == 0).any())
 
 
 def _starts_linear(bounded: Any) -> bool:

@@ -103,10 +103,11 @@ def _suspects(model, network, intervals, x: Tensor, y: Tensor, threat: Threat, o
 
 
 def rounded_down(bounds: Tensor, dtype: torch.dtype) -> Tensor:
-    """Bounds of a wider type as such of a narrower one that still hold; those of this type as they are."""
+    """Bounds of a wider type as such of a narrower one that still hold; others, and not finite ones, as they are."""
     if bounds.dtype == dtype:
         return bounds
-    return torch.nextafter(bounds.to(dtype), bounds.new_tensor(-torch.inf, dtype=dtype))
+    nearest = bounds.to(dtype)
+    return torch.where(bounds.isfinite(), torch.nextafter(nearest, nearest.new_tensor(-torch.inf)), nearest)
 
 
 def _symbolic(model, x, y, threat, classes, deadline=None) -> Tensor:
@@ -176,7 +177,8 @@ def _exact(model, x, y, threat, classes, deadline=None) -> Answer:
         if found.proven is False:
             inputs[row] = found.witness.reshape(x.shape[1:]).to(x)
         else:  # the bound holds for each class that was asked about
-            bounds[row, asked] = found.bound
+            bound = torch.tensor(found.bound, dtype=torch.float64, device=x.device)
+            bounds[row, asked] = rounded_down(bound, x.dtype)
     return Answer(bounds, inputs)
 
 

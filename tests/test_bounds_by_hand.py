@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from certifiers.bounds import METHODS, Region, fused_cross_entropy, margin_lower_bounds, propagate, trace
+from certifiers.errors import InputError
 from certifiers.threat import L2Ball, LinfBall
 
 
@@ -169,3 +170,33 @@ def test_boxes_of_every_node():
     assert [b.upper.flatten().tolist() for b in boxes][1:] == [
         pytest.approx([0.2, 0.2]), pytest.approx([0.2, 0.2]), pytest.approx([0.2, 0.5])
     ]  # fmt: skip
+
+
+INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32]
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+@pytest.mark.parametrize("method", METHODS)
+def test_labels_of_every_integer_type(method, dtype):
+    """Bytes would be a mask where they index, and as many classes as samples would hide it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3)).double().eval()
+    x, y, asked = torch.rand(3, 2).double(), torch.tensor([1, 0, 2]), torch.eye(3).roll(1, 1).bool()
+    for classes in (None, asked):
+        expected = margin_lower_bounds(model, x, y, LinfBall(0.1), method, classes=classes)
+        assert torch.equal(margin_lower_bounds(model, x, y.to(dtype), LinfBall(0.1), method, classes=classes), expected)
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_the_fused_loss_takes_labels_of_every_integer_type(dtype):
+    model = two_layers(nn.ReLU())
+    x, y = X.expand(2, 2), torch.tensor([1, 0])
+    expected = fused_cross_entropy(model, x, y, LinfBall(0.1))
+    assert torch.equal(fused_cross_entropy(model, x, y.to(dtype), LinfBall(0.1)), expected)
+
+
+@pytest.mark.parametrize("y", [torch.tensor([True]), torch.tensor([0.0]), torch.tensor([[0]]), torch.tensor(0)])
+def test_labels_that_are_no_class_numbers(y):
+    for bound in (margin_lower_bounds, fused_cross_entropy):
+        with pytest.raises(InputError, match="Labels must be a tensor of integer class numbers"):
+            bound(two_layers(nn.ReLU()), X, y, LinfBall(0.1))

@@ -7,6 +7,7 @@ import gc
 import subprocess
 import sys
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -252,14 +253,14 @@ def test_the_dtype_may_change_after_tracing():
 
 
 class Moody(nn.Module):
-    """Its forward depends on what a list holds, which no graph shows."""
+    """Its forward depends on what an object holds, which no graph shows."""
 
     def __init__(self):
         super().__init__()
-        self.head, self.sign = nn.Linear(72, 4), [1.0]
+        self.head, self.mood = nn.Linear(72, 4), SimpleNamespace(sign=1.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(x.flatten(1)) * self.sign[0]
+        return self.head(x.flatten(1)) * self.mood.sign
 
 
 def test_a_replaced_block_is_noticed():
@@ -282,7 +283,7 @@ def test_certification_notices_a_forward_that_changed_after_tracing():
     net = Moody().eval()
     x, y = torch.rand(2, *SHAPE), torch.tensor([0, 1])
     certify(net, x, y, LinfBall(0.01), attack_steps=0)
-    net.sign[0] = -1.0
+    net.mood.sign = -1.0
     labels = net(x).argmax(1)
     with pytest.raises(UnsupportedLayer, match="computes other values"):
         certify(net, x, labels, LinfBall(0.01), attack_steps=0)

@@ -21,7 +21,8 @@ from certifiers.exact.bounding import Domains, bound, improve, tighten
 from certifiers.exact.branching import asked_of, free, halves
 from certifiers.exact.milp import lowest
 from certifiers.exact.reduced import reduce
-from certifiers.exact.tree import search
+from certifiers.exact.tree import Outcome, search
+from certifiers.methods import METHODS, rounded_down
 from certifiers.threat import L2Ball, LinfBall
 
 from .nets import NETS, images
@@ -366,3 +367,27 @@ def test_a_witness_lies_in_the_ball():
         found = decide(model.eval(), x, y, L2Ball(0.25), seconds=2)
         assert found.proven is not False or (found.witness.double() - x).norm() <= 0.25 + 1e-9
     assert tried >= 3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_method_exact_publishes_no_more_than_was_proven(dtype, monkeypatch):
+    """Bounds are found in double precision, and the nearest number of fewer bits may lie above them."""
+    model = NETS["mlp"]().to(dtype)
+    x, _ = images(3)
+    y = model(x.to(dtype)).argmax(1)
+    proven = [0.1, 1 / 3, 2 / 3]
+    remaining = iter(proven)
+    monkeypatch.setattr("certifiers.exact.decide", lambda *_: Outcome(True, next(remaining), None, 1))
+    asked = torch.ones(3, 10, dtype=torch.bool).scatter(1, y[:, None], False)
+    bounds = METHODS["exact"](model, x.to(dtype), y, LinfBall(0.01), asked).bounds
+    for row, limit in zip(bounds, proven, strict=True):
+        published = row[row.isfinite()].unique().item()
+        assert limit - 2 * torch.finfo(dtype).eps < published <= limit
+
+
+def test_what_is_rounded_down():
+    double = torch.tensor([0.1, -0.1, 1e300, torch.inf, -torch.inf, torch.nan], dtype=DOUBLE)
+    single = rounded_down(double, torch.float32)
+    assert (single[:3].double() <= double[:3]).all() and single[2] == torch.finfo(torch.float32).max
+    assert single[3] == torch.inf and single[4] == -torch.inf and single[5].isnan()  # which prove nothing
+    assert torch.equal(rounded_down(single[:2], torch.float32), single[:2])

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from certifiers import certify
 from certifiers.errors import UnsupportedLayer
 from certifiers.lirpa import METHODS, margin_lower_bounds_lirpa
 from certifiers.threat import L2Ball, LinfBall
@@ -153,3 +154,80 @@ def test_functional_spelling():
     for method in METHODS:
         bound = margin_lower_bounds_lirpa(model, x, y, LinfBall(0.05), method, iterations=2).detach()
         assert (bound <= least + 1e-9).all()
+
+
+class Narrow(nn.Module):
+    """One number in the middle: with an input of one pixel v = 1.6 x + 0.3, and the margin of 0 over 1 is f(v)."""
+
+    def __init__(self, function, sign: float = 1.0) -> None:
+        super().__init__()
+        self.first, self.last, self.function = nn.Linear(1, 1), nn.Linear(1, 2), function
+        self.first.weight.data.fill_(1.6)
+        self.first.bias.data.fill_(0.3)
+        self.last.weight.data, self.last.bias.data = torch.tensor([[sign], [0.0]]), torch.zeros(2)
+        self.register_buffer("two", torch.tensor([2.0]))
+        self.three = nn.Parameter(torch.tensor([3.0]))
+        self.to(DOUBLE).eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.function(self, self.first(x)))
+
+
+ALL, LINEAR = METHODS, METHODS[1:]
+UNSOUND = {
+    "slope above 1": (lambda s, v: F.leaky_relu(v - 1, 1.5), ALL, "LeakyRelu .* slope 1.5 is not from 0 to 1"),
+    "slope below 0": (lambda s, v: F.leaky_relu(v - 1, -0.5), ALL, "LeakyRelu .* slope -0.5 is not from 0 to 1"),
+    "reciprocal": (lambda s, v: 1 / (v - 5), ALL, "Reciprocal .* divides by depends on the input"),
+    "reciprocal of what may be 0": (lambda s, v: 1 / (v - 1), ALL, "Reciprocal .* divides by depends on the input"),
+    "buffer over": (lambda s, v: s.two / v, ALL, "Div .* divides by depends on the input"),
+    "negative over": (lambda s, v: (v - 3) / (v * v + 1), ALL, "Div .* divides by depends on the input"),
+    "negative power": (lambda s, v: v**-1, ("ibp",), "Pow .* exponent may be negative"),
+    "power": (lambda s, v: v**2, LINEAR, "Pow at"),
+    "square root": (lambda s, v: v + v.sqrt(), LINEAR, "Sqrt at"),
+    "twice": (lambda s, v: torch.cat([v, v - 1], 1)[:, [0, 0, 1]].sum(1, True), LINEAR, "Gather .* more than once"),
+}
+SOUND = {
+    "slope 0": lambda s, v: F.leaky_relu(v - 1, 0.0),
+    "slope 1": lambda s, v: F.leaky_relu(v - 1, 1.0),
+    "number under": lambda s, v: (v - 1) / 7,
+    "buffer under": lambda s, v: (v - 1) / (s.two * s.two),
+    "parameter under": lambda s, v: (v - 1) / s.three,
+    "size under": lambda s, v: (v - 1) / v.shape[1],
+    "once": lambda s, v: torch.cat([v, v - 1, -2 * v], 1)[:, [2, 0]].sum(1, True),
+}
+
+
+def excess(function, method: str) -> float:
+    """How far the worst bound lies above a margin that a point of the box has."""
+    excesses = []
+    for sign in (1.0, -1.0):
+        model = Narrow(function, sign)
+        for middle, eps in ((0.5, 0.3), (0.2, 0.1)):
+            points = torch.linspace(middle - eps, middle + eps, 1001, dtype=DOUBLE).unsqueeze(1)
+            x = torch.tensor([[middle]], dtype=DOUBLE)
+            bound = margin_lower_bounds_lirpa(model, x, torch.tensor([0]), LinfBall(eps), method, iterations=2)
+            excesses.append((bound[0, 1] - (model(points) @ torch.tensor([1.0, -1.0], dtype=DOUBLE)).min()).item())
+    return max(excesses)
+
+
+@pytest.mark.parametrize(("name", "method"), [(name, method) for name in UNSOUND for method in UNSOUND[name][1]])
+def test_operations_of_wrong_bounds_are_refused(name, method):
+    function, _, says = UNSOUND[name]
+    with pytest.raises(UnsupportedLayer, match=f"gives wrong bounds for {says}.*use another method"):
+        excess(function, method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", SOUND)
+def test_their_like_of_right_bounds_are_not(name, method):
+    assert -0.5 < excess(SOUND[name], method) < 1e-6
+
+
+def test_no_certificate_rests_on_them():
+    """Without an attack nothing else would tell: the margin is 0.55 + 1.5 (x - 0.5), which is below 0 at 0.1."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(1, 1), nn.LeakyReLU(1.5), nn.Linear(1, 2)).to(DOUBLE).eval()
+    for layer, weight, bias in ((1, [[1.0]], [-0.5]), (3, [[1.0], [0.0]], [0.55, 0.0])):
+        model[layer].weight.data, model[layer].bias.data = torch.tensor(weight).double(), torch.tensor(bias).double()
+    x = torch.tensor([[0.5]], dtype=DOUBLE)
+    with pytest.raises(UnsupportedLayer, match="slope 1.5"):
+        certify(model, x, torch.tensor([0]), LinfBall(0.4), "lirpa-crown", attack_steps=0)

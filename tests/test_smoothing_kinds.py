@@ -177,7 +177,7 @@ def test_a_network_that_changed_since_it_was_traced_is_not_split_as_it_was():
     model, x = Signed().eval(), torch.rand(3, 4)
     shared = SmoothedClassifier(model, 2, 0.1, shared_noise=True)
     before = [found.prediction for found in shared.certify(x, 50, 200)]
-    model.sign[0] = -1.0  # in a list, where is_current does not look
+    model.sign[0] = -1.0
     after = [found.prediction for found in shared.certify(x, 50, 200)]
     assert after == [found.prediction for found in SmoothedClassifier(model, 2, 0.1).certify(x, 50, 200)] != before
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -233,6 +236,66 @@ def test_a_changed_attribute_is_traced_anew(model, shape, change):
     trace(model.eval(), shape)
     change(model)
     assert torch.allclose(trace(model, shape).bind(x).logits, model(x))
+
+
+class Constant(nn.Module):
+    """Its outputs times a constant, which ``scale`` reads from what it holds."""
+
+    def __init__(self, held, scale):
+        super().__init__()
+        self.head, self.held, self.scale = nn.Linear(8, 2), held, scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x) * self.scale(self.held)
+
+
+CHANGES = {
+    "list": ([1.0], lambda h: h[0], lambda m: m.held.__setitem__(0, -1.0)),
+    "dict": ({"std": 1.0}, lambda h: h["std"], lambda m: m.held.update(std=-1.0)),
+    "nested": ({"s": [(2, [1.0])]}, lambda h: h["s"][0][1][0], lambda m: m.held["s"][0][1].__setitem__(0, -1.0)),
+    "tensor": (torch.tensor(1.0), float, lambda m: setattr(m, "held", torch.tensor(-1.0))),
+    "tensor written to": (torch.tensor(1.0), lambda h: 2 * h, lambda m: m.held.mul_(-1)),
+    "tensor in a list": ([torch.tensor(1.0)], lambda h: h[0], lambda m: m.held.__setitem__(0, torch.tensor(-1.0))),
+    "array": (numpy.ones(1), lambda h: float(h[0]), lambda m: m.held.__setitem__(0, -1.0)),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_a_changed_constant_is_traced_anew(kind):
+    held, scale, change = CHANGES[kind]
+    model, x = Constant(copy.deepcopy(held), scale).eval(), torch.rand(5, 8)
+    graph = trace(model, (8,))
+    assert trace(model, (8,)) is graph
+    change(model)
+    assert torch.allclose(trace(model, (8,)).bind(x).logits, model(x))
+    assert trace(model, (8,)) is trace(model, (8,)) is not graph
+
+
+class Remembers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.head, self.seen = nn.Linear(8, 4), nn.Linear(4, 2), None
+        self.weights = [self.head.weight, self.head.bias]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = torch.relu(self.first(x))
+        return self.head(self.seen)
+
+
+def test_what_a_training_step_changes_is_not_traced_anew():
+    """Neither what the forward pass leaves behind nor weights: tracing takes longer than a step."""
+    model, x = Remembers(), torch.rand(5, 8)
+    graph = trace(model, (8,))
+    for _ in range(2):
+        loss = model(x).square().sum() + graph.bind(x).logits.square().sum()
+        loss.backward()
+        with torch.no_grad():
+            model(x)
+            for parameter in model.parameters():
+                parameter -= 0.1 * parameter.grad
+        assert trace(model, (8,)) is graph
+    model.first = nn.Linear(8, 4)
+    assert trace(model, (8,)) is not graph
 
 
 NUMBERS = {

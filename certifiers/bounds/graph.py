@@ -61,14 +61,23 @@ class Graph:
     def __init__(self, model: nn.Module, nodes: list[Node], owners: list[tuple[nn.Module, str, nn.Module]]):
         self.nodes = tuple(nodes)
         self._owners = owners
-        self._plain = _plain_attributes(model)
+        # What the forward pass itself writes is of the pass that wrote it, and no constant: tracing left a proxy there.
+        self._written = {
+            (path, key)
+            for path, module in model.named_modules()
+            for key, value in vars(module).items()
+            if isinstance(value, fx.Proxy)
+        }
+        self._plain = _plain_attributes(model, self._written)
 
     def is_current(self, model: nn.Module) -> bool:
         """False once a layer of the model, or a block that holds one, has been replaced by another object, or has
-        another number or word among its attributes: tracing took those for constants."""
+        another number or word among its attributes, or another tensor or array, also in tuples, lists, dicts and sets:
+        tracing took those for constants. Of tensors that take gradients only replacing them counts, as they train; and
+        writes to the memory of a tensor's ``data`` go unseen."""
         if not all(getattr(parent, name, None) is child for parent, name, child in self._owners):
             return False
-        return torch.compiler.is_compiling() or self._plain == _plain_attributes(model)
+        return torch.compiler.is_compiling() or self._plain == _plain_attributes(model, self._written)
 
     def bind(self, x: Tensor | None = None) -> Network:
         """Look up all effective weights once; with ``x`` also run the network on it.
@@ -96,9 +105,31 @@ _TOLERANCE = 1e-4  # of what a graph computes, relative to its outputs' spread
 _PLACE = "_certifiers_graphs"
 
 
-def _plain_attributes(model: nn.Module) -> list[dict[str, Any]]:
-    """The numbers, words and tuples that modules hold; not those of parametrisations, whose result bind looks up."""
-    return [plain_attributes(module) for name, module in model.named_modules() if ".parametrizations" not in f".{name}"]
+def _plain_attributes(model: nn.Module, without: set[tuple[str, str]]) -> dict[str, dict[str, Any]]:
+    """The constants that modules hold; not those of parametrisations, whose result bind looks up, nor ``without``."""
+    found = {
+        path: plain_attributes(module, _Same)
+        for path, module in model.named_modules()
+        if ".parametrizations" not in f".{path}"
+    }
+    for path, key in without:
+        found.get(path, {}).pop(key, None)
+    return found
+
+
+class _Same:
+    """Equal to another of the same tensor, unless it was written to in between; too cheap to look at what it holds."""
+
+    __slots__ = ("tensor", "version")
+
+    def __init__(self, tensor: Tensor):
+        self.tensor = tensor
+        self.version = None if tensor.requires_grad or tensor.is_inference() else tensor._version
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.tensor is other.tensor and self.version == other.version
+
+    __hash__ = None
 
 
 class _Graphs(dict):
