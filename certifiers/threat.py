@@ -147,13 +147,19 @@ def check_images(x: Tensor) -> None:
         raise InputError(f"The inputs range from {low:g} to {high:g}. {PIXEL_UNITS}")
 
 
-def check_labels(y: Tensor, n: int, classes: int) -> None:
-    """Raise InputError unless `y` is (n,) integers from 0 to classes - 1."""
+def class_numbers(y: Tensor) -> Tensor:
+    """Labels (batch,) as int64, for bytes would be a mask where they index; InputError for what is no class numbers."""
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or y.dim() != 1:
         raise InputError(
             f"Labels must be a tensor of integer class numbers of shape (batch,), not {y.dtype} of shape "
             f"{tuple(y.shape)}."
         )
+    return y.long()
+
+
+def check_labels(y: Tensor, n: int, classes: int) -> None:
+    """Raise InputError unless `y` is (n,) integers from 0 to classes - 1."""
+    class_numbers(y)
     if n != len(y):
         raise InputError(f"Each input needs one label, but {n} inputs came with {len(y)} labels.")
     if n == 0:

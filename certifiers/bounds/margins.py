@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..threat import class_numbers
 from .graph import Network, trace
 from .interval import Intervals, propagate
 from .linear import crown_intervals, elided_bounds, least_inputs, lower_bounds
@@ -54,7 +55,7 @@ def margin_lower_bounds(
         UnsupportedLayer: a layer whose bounds are not known.
         InputError: an unknown method, or labels that are no integers.
     """
-    y = _labels(y)
+    y = class_numbers(y)
     network, intervals = bounded(model, x, threat, method, memory_mb, account_for_rounding)
     return margins_of(method, network, intervals, y, memory_mb, classes)
 
@@ -86,7 +87,7 @@ def margins_of(
     classes: Tensor | None = None,
 ) -> Tensor:
     """Margins from the boxes that :func:`bounded` gave, ``(batch, classes)``."""
-    y = _labels(y)
+    y = class_numbers(y)
     if method == "ibp":
         return only(interval_margins(network, intervals, y), y, classes)
     if method == "symbolic":
@@ -102,7 +103,7 @@ def least_margin_inputs(
     Returns:
         inputs ``(margins, *shape)``, and of each the sample and the class.
     """
-    y = _labels(y)
+    y = class_numbers(y)
     rows, samples, wrong = chosen_rows(y, classes, intervals.region.box.centre)
     points = least_inputs(network, len(network.nodes) - 1, rows.unsqueeze(1), intervals, samples)
     return points.squeeze(1), samples, wrong
@@ -110,14 +111,14 @@ def least_margin_inputs(
 
 def interval_margins(network: Network, intervals: Intervals, y: Tensor) -> Tensor:
     """Margins by interval bounds, final affine layers merged, ``(batch, classes)``."""
-    y = _labels(y)
+    y = class_numbers(y)
     rows, others = margin_rows(network, y, intervals.region.box.centre)
     return _spread(elided_bounds(network, rows, intervals).lower, others, y)
 
 
 def linear_margins(network: Network, intervals: Intervals, y: Tensor, classes: Tensor | None = None) -> Tensor:
     """Margins by one backward pass over the given boxes, ``(batch, classes)``; -inf where ``classes`` is False."""
-    y = _labels(y)
+    y = class_numbers(y)
     if classes is not None and (classes.sum() + len(y) < classes.numel()):
         rows, samples, wrong = chosen_rows(y, classes, intervals.region.box.centre)
         found = lower_bounds(network, len(network.nodes) - 1, rows.unsqueeze(1), intervals, samples)
@@ -128,19 +129,9 @@ def linear_margins(network: Network, intervals: Intervals, y: Tensor, classes: T
 
 def symbolic_margins(network: Network, intervals: Intervals, y: Tensor, memory_mb: float = 512) -> Tensor:
     """Margins by symbolic intervals, ``(batch, classes)``; of ``intervals`` only what is exact is used."""
-    y = _labels(y)
+    y = class_numbers(y)
     rows, others = margin_rows(network, y, intervals.region.box.centre)
     return _spread(Symbolic(network, intervals, memory_mb).lower_bounds(rows), others, y)
-
-
-def _labels(y: Tensor) -> Tensor:
-    """Labels as int64; InputError for what is no class numbers. Bytes and bools would be a mask where they index."""
-    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or y.dim() != 1:
-        raise InputError(
-            f"Labels must be a tensor of integer class numbers of shape (batch,), not {y.dtype} of shape "
-            f"{tuple(y.shape)}."
-        )
-    return y.long()
 
 
 def margin_rows(network: Network, y: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -183,7 +174,7 @@ def _spread(bounds: Tensor, others: Tensor, y: Tensor) -> Tensor:
 
 def worst_case_cross_entropy(margins: Tensor, y: Tensor) -> Tensor:
     """Upper bounds ``(batch,)`` of the cross-entropy where every margin is at least ``margins`` (batch, classes)."""
-    return F.cross_entropy(-margins, _labels(y), reduction="none")
+    return F.cross_entropy(-margins, class_numbers(y), reduction="none")
 
 
 def fused_cross_entropy(model: nn.Module, x: Tensor, y: Tensor, threat) -> Tensor:
@@ -206,7 +197,7 @@ def fused_loss(network: Network, intervals: Intervals, y: Tensor) -> Tensor:
     Returns:
         ``(batch,)``, at least the cross-entropy at every input of the region, finite for finite bounds.
     """
-    y = _labels(y)
+    y = class_numbers(y)
     rows, _ = margin_rows(network, y, intervals.region.box.centre)
     box = elided_bounds(network, -rows, intervals)
     least, width = box.lower, 2 * box.radius
