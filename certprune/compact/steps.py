@@ -20,7 +20,6 @@ from certifiers.bounds.linear import crown_intervals
 from certifiers.bounds.nonlinear import NONLINEAR, MaxPool2d, ReLU
 from certifiers.bounds.operations import AveragePool2d, Conv2d, Interval, Linear, Reshape, Select
 
-ENDS = ("centre", "radius")
 MEMORY_MB = 512  # of one group of rows while the units of the whole domain are bounded
 
 
@@ -83,9 +82,8 @@ def domain_boxes(steps: Steps, method: str) -> list[Interval]:
                 exact = box.radius == 0
                 if isinstance(operation, (Linear, Conv2d)) and positive[step.inputs[0]]:
                     exact = exact | _of_one_sign(operation, inputs[0])
-                box = Interval(
-                    *(torch.where(exact, getattr(box, end), getattr(sound.boxes[place], end)) for end in ENDS)
-                )
+                wide = sound.boxes[place]
+                box = Interval(torch.where(exact, box.centre, wide.centre), torch.where(exact, box.radius, wide.radius))
             boxes.append(box)
             cut = isinstance(operation, ReLU) and not operation.slope
             kept = isinstance(operation, (MaxPool2d, AveragePool2d, Reshape, Select)) and positive[step.inputs[0]]
